@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! CPU access: begin and end, and mappings into the kernel's address space.
+
+use crate::{
+    buffer::{
+        Buffer,
+        Locked, //
+    },
+    mapping::Direction,
+    resv::Usage, //
+};
+
+use kernel::{
+    bindings,
+    error::to_result,
+    prelude::*,
+    warn_on, //
+};
+
+/// Prepares a buffer for access by the CPU, and waits for the fences that are in its way.
+pub(crate) fn begin(buf: &Buffer, direction: Direction) -> Result {
+    buf.resv().might_lock();
+
+    if let Some(op) = buf.ops().begin_cpu_access {
+        // SAFETY: The buffer is valid, and no lock is held.
+        to_result(unsafe { op(buf.as_raw(), direction) })?;
+    }
+
+    let write = direction == Direction::DMA_BIDIRECTIONAL || direction == Direction::DMA_TO_DEVICE;
+    buf.resv().wait(Usage::to_wait_for(write))
+}
+
+/// Ends access by the CPU.
+pub(crate) fn end(buf: &Buffer, direction: Direction) -> Result {
+    buf.resv().might_lock();
+
+    if let Some(op) = buf.ops().end_cpu_access {
+        // SAFETY: The buffer is valid, and no lock is held.
+        to_result(unsafe { op(buf.as_raw(), direction) })?;
+    }
+    Ok(())
+}
+
+/// Where a buffer is in the kernel's address space; corresponds to `struct iosys_map`.
+#[derive(Copy, Clone)]
+#[repr(transparent)]
+pub(crate) struct Map(pub(crate) bindings::iosys_map);
+
+impl Map {
+    pub(crate) fn none() -> Self {
+        Self(pin_init::zeroed())
+    }
+
+    /// The address, and whether it is one of I/O memory. Both kinds of pointer share their place.
+    fn key(&self) -> (bool, *mut core::ffi::c_void) {
+        // SAFETY: Both fields of the union are pointers.
+        (self.0.is_iomem, unsafe { self.0.__bindgen_anon_1.vaddr })
+    }
+}
+
+impl PartialEq for Map {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Locked<'_> {
+    /// The number of vmaps that are out, and the mapping that they share.
+    #[expect(clippy::mut_from_ref, reason = "the reservation lock is what guards these fields")]
+    fn vmap_state(&self) -> (&mut u32, &mut Map) {
+        let raw = self.buffer().as_raw();
+
+        // SAFETY: The fields change only under the reservation lock, which is held; the two
+        // references live no longer than the borrow of the caller, who makes no second pair. `Map`
+        // is transparent.
+        unsafe {
+            (
+                &mut (*raw).vmapping_counter,
+                &mut *(&raw mut (*raw).vmap_ptr).cast::<Map>(),
+            )
+        }
+    }
+
+    /// Maps the buffer into the kernel's address space, or counts one more user of the mapping.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for an exporter that cannot, otherwise what the exporter returns.
+    pub(crate) fn vmap(self) -> Result<Map> {
+        let op = self.buffer().ops().vmap.ok_or(EINVAL)?;
+
+        if *self.vmap_state().0 == 0 {
+            let mut map = Map::none();
+
+            // SAFETY: The buffer is valid, its reservation lock is held, and `map` is valid for a
+            // write.
+            to_result(unsafe { op(self.buffer().as_raw(), &mut map.0) })?;
+            *self.vmap_state().1 = map;
+        }
+        let (count, map) = self.vmap_state();
+        *count += 1;
+        Ok(*map)
+    }
+
+    /// Undoes one [`Self::vmap`].
+    ///
+    /// Some exporters clear `map` when the last user is gone.
+    ///
+    /// Warns, and does nothing, if there is none or it is not `map`.
+    pub(crate) fn vunmap(self, map: &mut Map) {
+        let (count, current) = self.vmap_state();
+
+        if warn_on!(*count == 0 || *current != *map) {
+            return;
+        }
+        *count -= 1;
+        if *count == 0 {
+            *current = Map::none();
+            if let Some(op) = self.buffer().ops().vunmap {
+                // SAFETY: The buffer is valid, its reservation lock is held, and `map` is the
+                // result of its `vmap`.
+                unsafe { op(self.buffer().as_raw(), &mut map.0) };
+            }
+        }
+    }
+}

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Polling for the implicit fences of a buffer.
+//!
+//! `EPOLLIN` is reported when all writers are done, `EPOLLOUT` when everybody is. There is one slot
+//! per direction in `struct dma_buf`; who finds it free claims it and leaves it, together with a
+//! reference to the buffer, to a callback of the first fence that is pending. Who finds it busy is
+//! woken by that callback, and looks again.
+
+use crate::{
+    buffer::{
+        Buffer,
+        Locked, //
+    },
+    resv::{
+        Fence,
+        Usage, //
+    }, //
+};
+
+use kernel::{
+    bindings,
+    sync::{
+        aref::ARef,
+        lock::{
+            spinlock::SpinLockIrqBackend,
+            Lock, //
+        }, //
+    }, //
+};
+
+use core::{
+    mem::ManuallyDrop,
+    ptr::NonNull, //
+};
+
+/// What somebody polls for.
+#[derive(Copy, Clone)]
+enum Want {
+    In,
+    Out,
+}
+
+impl Want {
+    fn mask(self) -> u32 {
+        match self {
+            Self::In => bindings::EPOLLIN,
+            Self::Out => bindings::EPOLLOUT,
+        }
+    }
+
+    fn usage(self) -> Usage {
+        match self {
+            Self::In => Usage::to_wait_for(false),
+            Self::Out => Usage::to_wait_for(true),
+        }
+    }
+
+    fn slot(self, buf: &Buffer) -> *mut bindings::dma_buf_dma_buf_poll_cb_t {
+        // SAFETY: The fields are inside a valid buffer; only their address is taken.
+        unsafe {
+            match self {
+                Self::In => &raw mut (*buf.as_raw()).cb_in,
+                Self::Out => &raw mut (*buf.as_raw()).cb_out,
+            }
+        }
+    }
+}
+
+/// The lock of the wait queue; it guards `active` of both slots.
+fn queue_lock(buf: &Buffer) -> &Lock<(), SpinLockIrqBackend> {
+    // SAFETY: The wait queue was initialised with the buffer and lives as long.
+    unsafe { Lock::from_raw(&raw mut (*buf.as_raw()).poll.lock) }
+}
+
+/// Whether a callback is still to come. Such a callback holds a reference, so after the last one is
+/// gone the answer is no.
+pub(crate) fn is_pending(buf: &Buffer) -> bool {
+    let _guard = queue_lock(buf).lock();
+
+    // SAFETY: The lock of the queue is held.
+    [Want::In, Want::Out]
+        .into_iter()
+        .any(|want| unsafe { (*want.slot(buf)).active } != 0)
+}
+
+/// A claimed slot.
+///
+/// Dropping it gives the slot back and wakes the pollers, then drops the reference to the buffer.
+/// That is allowed in any context.
+///
+/// # Invariants
+///
+/// `active` of the slot is set, on behalf of this value alone.
+struct Claim {
+    buf: ARef<Buffer>,
+    want: Want,
+}
+
+impl Claim {
+    /// Claims a slot, unless it is busy or the buffer is about to be released.
+    fn new(buf: &Buffer, want: Want) -> Option<Self> {
+        let buf = buf.try_get()?;
+        let guard = queue_lock(&buf).lock();
+
+        // SAFETY: The lock of the queue is held.
+        let active = unsafe { &mut (*want.slot(&buf)).active };
+        if *active != 0 {
+            return None;
+        }
+        *active = want.mask();
+        drop(guard);
+        // INVARIANT: Just set.
+        Some(Self { buf, want })
+    }
+
+    /// Leaves the claim to a callback of `fence`, or gives it back if that has signalled.
+    fn wait_for(self, fence: Fence) -> Result<(), Self> {
+        let this = ManuallyDrop::new(self);
+        let slot = this.want.slot(&this.buf);
+
+        // SAFETY: The callback structure is in the slot that is ours, so not in use. It stays valid
+        // because the callback owns the reference to the buffer that `this` does not drop.
+        let ret = unsafe {
+            bindings::dma_fence_add_callback(
+                fence.as_raw(),
+                &raw mut (*slot).cb,
+                Some(fence_signaled),
+            )
+        };
+        if ret == 0 {
+            // The callback owns the fence as well.
+            let _ = fence.into_raw();
+            Ok(())
+        } else {
+            Err(ManuallyDrop::into_inner(this))
+        }
+    }
+
+    /// The claim and the fence that [`Self::wait_for`] left to the callback.
+    ///
+    /// # Safety
+    ///
+    /// Must be called once, by the callback, with its arguments.
+    unsafe fn from_callback(
+        fence: *mut bindings::dma_fence,
+        cb: *mut bindings::dma_fence_cb,
+    ) -> (Self, Fence) {
+        let slot: *mut bindings::dma_buf_dma_buf_poll_cb_t = cb.cast();
+
+        // SAFETY: The callback structure is the first field of a slot, which is inside the buffer
+        // that its queue is in.
+        let (buf, active) = unsafe {
+            (
+                kernel::container_of!((*slot).poll, bindings::dma_buf, poll),
+                (*slot).active,
+            )
+        };
+        let want = if active == Want::In.mask() {
+            Want::In
+        } else {
+            Want::Out
+        };
+        // SAFETY: `wait_for()` left both references.
+        unsafe {
+            (
+                Self {
+                    buf: ARef::from_raw(NonNull::new_unchecked(buf.cast())),
+                    want,
+                },
+                Fence::from_raw(NonNull::new_unchecked(fence)),
+            )
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let _guard = queue_lock(&self.buf).lock();
+
+        // SAFETY: The lock of the queue is held, which the call wants, and the slot is ours.
+        unsafe {
+            bindings::__wake_up_locked_key(
+                &raw mut (*self.buf.as_raw()).poll,
+                bindings::TASK_NORMAL,
+                self.want.mask() as usize as *mut core::ffi::c_void,
+            );
+            (*self.want.slot(&self.buf)).active = 0;
+        }
+    }
+}
+
+/// Runs with interrupts off and the lock of the fence held, wherever the fence signals.
+unsafe extern "C" fn fence_signaled(
+    fence: *mut bindings::dma_fence,
+    cb: *mut bindings::dma_fence_cb,
+) {
+    // SAFETY: The arguments are those of this callback.
+    drop(unsafe { Claim::from_callback(fence, cb) });
+}
+
+/// Whether nothing is in the way of `want`; else a wake-up is to come.
+fn is_ready(locked: Locked<'_>, want: Want) -> bool {
+    let Some(mut claim) = Claim::new(locked.buffer(), want) else {
+        return false;
+    };
+
+    for fence in locked.resv().fences(want.usage()) {
+        match claim.wait_for(fence) {
+            Ok(()) => return false,
+            Err(back) => claim = back,
+        }
+    }
+    // Dropping the claim wakes whoever found the slot busy meanwhile.
+    true
+}
+
+/// The poll operation: which of `EPOLLIN` and `EPOLLOUT` hold.
+///
+/// # Safety
+///
+/// `file` must be the file of `buf`, and `table` what the poll operation was called with.
+pub(crate) unsafe fn poll(
+    buf: &Buffer,
+    file: *mut bindings::file,
+    table: *mut bindings::poll_table_struct,
+) -> u32 {
+    // SAFETY: By the safety requirements. The queue lives as long as the file.
+    let requested = unsafe {
+        bindings::poll_wait(file, &raw mut (*buf.as_raw()).poll, table);
+        bindings::poll_requested_events(table)
+    };
+    let mut events = requested & (Want::In.mask() | Want::Out.mask());
+    if events == 0 {
+        return 0;
+    }
+
+    let guard = buf.lock();
+    for want in [Want::Out, Want::In] {
+        if events & want.mask() != 0 && !is_ready(guard.held(), want) {
+            events &= !want.mask();
+        }
+    }
+    events
+}

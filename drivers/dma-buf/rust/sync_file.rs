@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The ioctls that turn implicit fences into sync files, and back.
+
+use crate::{
+    buffer::Buffer,
+    resv::{
+        Fence,
+        Usage, //
+    }, //
+};
+
+use kernel::{
+    bindings,
+    fs::{
+        file::FileDescriptorReservation,
+        File, //
+    },
+    prelude::*,
+    sync::aref::ARef,
+    transmute::{
+        AsBytes,
+        FromBytes, //
+    },
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    }, //
+};
+
+use core::ptr::NonNull;
+
+/// `struct dma_buf_export_sync_file`.
+#[repr(transparent)]
+pub(crate) struct ExportArg(bindings::dma_buf_export_sync_file);
+
+// SAFETY: Two integers without padding.
+unsafe impl FromBytes for ExportArg {}
+// SAFETY: Two integers without padding.
+unsafe impl AsBytes for ExportArg {}
+
+/// `struct dma_buf_import_sync_file`.
+#[repr(transparent)]
+pub(crate) struct ImportArg(bindings::dma_buf_import_sync_file);
+
+// SAFETY: Two integers without padding.
+unsafe impl FromBytes for ImportArg {}
+
+/// Whether `flags` ask for writing, if they are valid.
+fn is_write(flags: u32) -> Result<bool> {
+    if flags & !bindings::DMA_BUF_SYNC_RW != 0 || flags & bindings::DMA_BUF_SYNC_RW == 0 {
+        return Err(EINVAL);
+    }
+    Ok(flags & bindings::DMA_BUF_SYNC_WRITE != 0)
+}
+
+/// Makes a sync file of what a reader or a writer has to wait for, and tells its descriptor.
+///
+/// # Errors
+///
+/// `EFAULT`, `EINVAL` for bad flags, `EMFILE`, `ENOMEM`. Nothing is left behind.
+pub(crate) fn export(buf: &Buffer, arg: UserPtr) -> Result {
+    let (mut reader, mut writer) =
+        UserSlice::new(arg, size_of::<ExportArg>()).reader_writer();
+    let mut arg: ExportArg = reader.read()?;
+    let write = is_write(arg.0.flags)?;
+
+    let fd = FileDescriptorReservation::get_unused_fd_flags(bindings::O_CLOEXEC)?;
+    let fence = buf
+        .resv()
+        .singleton(Usage::to_wait_for(write))?
+        .unwrap_or_else(Fence::stub);
+    let file = new_sync_file(&fence)?;
+
+    // CAST: Descriptor numbers are not negative.
+    arg.0.fd = fd.reserved_fd() as i32;
+    writer.write(&arg)?;
+    fd.fd_install(file);
+    Ok(())
+}
+
+fn new_sync_file(fence: &Fence) -> Result<ARef<File>> {
+    // SAFETY: The callee takes a reference of its own to the fence.
+    let sync_file = unsafe { bindings::sync_file_create(fence.as_raw()) };
+    if sync_file.is_null() {
+        return Err(ENOMEM);
+    }
+    // SAFETY: The file is new and its reference passes to the result. `File` is transparent, and
+    // nobody has a descriptor for it.
+    Ok(unsafe { ARef::from_raw(NonNull::new_unchecked((*sync_file).file.cast())) })
+}
+
+/// Adds the fences of a sync file to the buffer.
+///
+/// # Errors
+///
+/// `EFAULT`, `EINVAL` for bad flags or a descriptor that is not a sync file's, `ENOMEM`.
+pub(crate) fn import(buf: &Buffer, arg: UserPtr) -> Result {
+    let arg: ImportArg = UserSlice::new(arg, size_of::<ImportArg>()).reader().read()?;
+    let usage = if is_write(arg.0.flags)? {
+        Usage::Write
+    } else {
+        Usage::Read
+    };
+
+    // SAFETY: Any number is allowed.
+    let fence = NonNull::new(unsafe { bindings::sync_file_get_fence(arg.0.fd) }).ok_or(EINVAL)?;
+    // SAFETY: The call returns a reference that is ours.
+    let fence = unsafe { Fence::from_raw(fence) };
+
+    let count = fence.unwrapped().count();
+    if count == 0 {
+        return Ok(());
+    }
+
+    let guard = buf.lock();
+    let resv = guard.held().resv();
+
+    resv.reserve_fences(count.try_into()?)?;
+    // A chain may be shorter by now, but not longer.
+    for fence in fence.unwrapped().take(count) {
+        // SAFETY: There is room for `count` fences, and the lock is still held.
+        unsafe { resv.add_fence(&fence, usage) };
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0
+# Messages, errors, the cache and its keys.
+
+START=$SECONDS
+
+# Progress goes to standard error, so that functions can return text.
+say() {
+	printf '[%3d:%02d] %s\n' $(((SECONDS - START) / 60)) $(((SECONDS - START) % 60)) "$*" >&2
+}
+
+# die MESSAGE [WHAT-TO-DO]: end with an error.
+die() {
+	printf 'run: error: %s\n' "$1" >&2
+	[ $# -lt 2 ] || printf 'run: %s\n' "$2" >&2
+	exit 1
+}
+
+usage_error() {
+	printf 'run: %s\nrun: try "%s/run --help"\n' "$1" "tools/dma-buf" >&2
+	exit 2
+}
+
+have() {
+	command -v "$1" >/dev/null 2>&1
+}
+
+# key WORD...: a short hash of the words.
+key() {
+	printf '%s\n' "$@" | sha256sum | cut -c1-16
+}
+
+# logged LOG COMMAND...: run a command with its output in a log, and show the end of it on failure.
+# A line tells every half minute how far it is.
+logged() {
+	local log=$1 pid began=$SECONDS last=$SECONDS
+	shift
+	mkdir -p "$(dirname "$log")"
+	"$@" >"$log" 2>&1 </dev/null &
+	pid=$!
+	while kill -0 "$pid" 2>/dev/null; do
+		sleep 0.2
+		if [ $((SECONDS - last)) -ge 30 ]; then
+			last=$SECONDS
+			say "    ... $((SECONDS - began)) s: $(tail -n 1 "$log" | tr -d '\r' | cut -c1-90)"
+		fi
+	done
+	if ! wait "$pid"; then
+		printf '%s\n' "---- end of $log ----" >&2
+		tail -n 40 "$log" >&2
+		printf '%s\n' "----" >&2
+		return 1
+	fi
+}
+
+# made NAME KEY: whether the cache holds NAME, complete, for KEY.
+made() {
+	[ -e "$CACHE/$1" ] && [ "$(cat "$CACHE/$1.key" 2>/dev/null)" = "$2" ]
+}
+
+# begin NAME: remove what there is of NAME, and say where to make it anew.
+begin() {
+	rm -rf "${CACHE:?}/$1.key" "${CACHE:?}/$1" "${CACHE:?}/$1.tmp"
+	echo "$CACHE/$1.tmp"
+}
+
+# finish NAME KEY: what was made at NAME.tmp is complete.
+finish() {
+	mv "$CACHE/$1.tmp" "$CACHE/$1"
+	printf '%s\n' "$2" >"$CACHE/$1.key"
+}
+
+# need_space GIB: fail early instead of in the middle.
+need_space() {
+	local free
+	free=$(df --output=avail -BG "$CACHE" | tail -n 1 | tr -dc 0-9)
+	[ "$free" -ge "$1" ] || die "$CACHE has $free GiB free, $1 GiB are needed" \
+		"make room, or put the cache elsewhere with --cache DIR"
+}
+
+# lock_cache: one workbench at a time in a cache.
+lock_cache() {
+	mkdir -p "$CACHE/log"
+	exec 9>"$CACHE/lock"
+	flock -n 9 || die "another run is using $CACHE" "wait for it, or use --cache DIR"
+}

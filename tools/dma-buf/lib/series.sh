@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-2.0
+# The series: patches/ and the files in the repository, against a kernel tree.
+#
+# A file that the series adds is edited in the repository; an edit of a file that Linux has lives
+# in a patch only. Patches are made anew from both.
+
+# Where the files that the series adds are.
+SERIES_DIRS=(Documentation drivers include rust samples tools/testing)
+
+series_files() {
+	git -C "$REPO" ls-files -co --exclude-standard -- "${SERIES_DIRS[@]}" |
+		while read -r f; do [ ! -e "$REPO/$f" ] || echo "$f"; done | sort
+}
+
+series_patches() {
+	find "$REPO/patches" -maxdepth 1 -name '[0-9]*.patch' | sort
+}
+
+# added_by PATCH: the files that a patch adds.
+added_by() {
+	awk '/^diff --git /{f=substr($4,3)} /^new file mode /{print f}' "$1"
+}
+
+# base_tree: the repository of the kernel and what the series goes on; sets TREE_GIT and BASE.
+base_tree() {
+	if [ -z "$KERNEL" ]; then
+		get_source
+		TREE_GIT=$CACHE/linux
+		BASE=$(git -C "$TREE_GIT" rev-parse base^0)
+		return
+	fi
+	git -C "$KERNEL" rev-parse --verify -q HEAD >/dev/null ||
+		die "$KERNEL is not a git tree with a commit" "use --kernel with a clone of Linux"
+	[ -f "$KERNEL/drivers/dma-buf/dma-buf.c" ] || die "$KERNEL is not a Linux tree"
+	TREE_GIT=$(cd "$KERNEL" && pwd)
+	BASE=$(git -C "$TREE_GIT" rev-parse HEAD)
+}
+
+# scratch_tree DIR REV: a work tree in DIR that has only the files which the series touches.
+scratch_tree() {
+	local dir=$1 rev=$2
+	git -C "$TREE_GIT" worktree prune
+	rm -rf "$dir"
+	git -C "$TREE_GIT" worktree add -q --no-checkout --detach "$dir" "$rev"
+	{
+		series_patches | xargs -r sed -n 's|^diff --git a/\(.*\) b/.*|/\1|p'
+		series_files | sed 's|^|/|'
+		printf '%s\n' /MAINTAINERS /scripts/checkpatch.pl /scripts/const_structs.checkpatch \
+			/scripts/spelling.txt /Documentation/dev-tools/checkpatch.rst
+	} | sort -u >"$CACHE/sparse-paths"
+	git -C "$dir" sparse-checkout set --no-cone --stdin <"$CACHE/sparse-paths"
+	git -C "$dir" checkout -q
+}
+
+drop_scratch_tree() {
+	git -C "$TREE_GIT" worktree remove --force "$1"
+}
+
+# am DIR PATCH: apply a patch in a work tree. The result depends on nothing but the inputs.
+am() {
+	local dir=$1 patch=$2
+	git -C "$dir" "${GIT_ID[@]}" -c advice.mergeConflict=false am -q --committer-date-is-author-date \
+		"$patch" >"$CACHE/log/am.log" 2>&1 && return
+	git -C "$dir" am --abort >/dev/null 2>&1 || true
+	cat "$CACHE/log/am.log" >&2
+	die "patches/${patch##*/} does not apply to $(git -C "$TREE_GIT" describe --always --tags "$BASE")" \
+		"the series is for Linux $LINUX_SERIES: see \"git am\" above for the file, and rebase the patch"
+}
+
+# series_commit: a commit with the patches and the files of the repository; its hash to stdout.
+series_commit() {
+	local dir=$CACHE/scratch patch f differ=()
+	local date="2026-01-01T00:00:00+00:00"
+	scratch_tree "$dir" "$BASE"
+	for patch in $(series_patches); do
+		am "$dir" "$patch"
+	done
+	while read -r f; do
+		if ! cmp -s "$REPO/$f" "$dir/$f"; then
+			mkdir -p "$(dirname "$dir/$f")"
+			cp "$REPO/$f" "$dir/$f"
+			differ+=("$f")
+		fi
+	done < <(series_files)
+	# A file that a patch adds, and that the repository no longer has.
+	while read -r f; do
+		[ -e "$REPO/$f" ] || { rm -f "$dir/$f"; differ+=("$f"); }
+	done < <(for patch in $(series_patches); do added_by "$patch"; done)
+	if [ ${#differ[@]} -gt 0 ]; then
+		say "series: building the repository's files, which differ from patches/:" \
+			"${differ[0]}$([ ${#differ[@]} = 1 ] || echo " and $((${#differ[@]} - 1)) more")" \
+			"(see \"run series refresh\")"
+		git -C "$dir" add -A -f --sparse
+		GIT_AUTHOR_DATE=$date GIT_COMMITTER_DATE=$date \
+			git -C "$dir" "${GIT_ID[@]}" commit -q -m "Files that differ from patches/"
+	fi
+	git -C "$dir" rev-parse HEAD
+	drop_scratch_tree "$dir"
+}
+
+# series_tree: check the series out for building; sets TREE and REV.
+series_tree() {
+	base_tree
+	REV=$(series_commit)
+	if [ -z "$KERNEL" ]; then
+		TREE=$CACHE/linux
+	else
+		TREE=$CACHE/tree-$(key "$TREE_GIT")
+		local branch=rust-dma-buf
+		if [ ! -e "$TREE/.git" ]; then
+			git -C "$TREE_GIT" worktree add -q --detach "$TREE" "$BASE"
+		fi
+		git -C "$TREE" checkout -q --detach
+		git -C "$TREE_GIT" branch -q -f "$branch" "$REV"
+		say "kernel: branch $branch of $TREE_GIT has the series; it is checked out at $TREE"
+	fi
+	git -C "$TREE" -c advice.detachedHead=false checkout -q -f --detach "$REV"
+	git -C "$TREE" clean -qfd -- "${SERIES_DIRS[@]}"
+	say "kernel: $(make_version "$TREE") with $(series_patches | wc -l) patches"
+}
+
+make_version() {
+	awk '/^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) =/{v[$1]=$3}
+		END{print "Linux " v["VERSION"] "." v["PATCHLEVEL"] "." v["SUBLEVEL"] v["EXTRAVERSION"]}' \
+		"$1/Makefile"
+}
+
+# series_refresh [FILE=NUMBER...]: make the patches anew.
+series_refresh() {
+	local dir=$CACHE/scratch patch f n missing=() new=$CACHE/patches.new
+	local -A into=() home=()
+	for f in "$@"; do
+		[[ $f == *=* ]] || usage_error "series refresh: FILE=NUMBER, not \"$f\""
+		into[${f%%=*}]=${f#*=}
+	done
+	base_tree
+	scratch_tree "$dir" "$BASE"
+	for patch in $(series_patches); do
+		n=$(basename "$patch" | cut -c1-4)
+		am "$dir" "$patch"
+		while read -r f; do
+			home[$f]=$n
+		done < <(added_by "$patch"; for f in "${!into[@]}"; do
+			[ "$((10#${into[$f]}))" != "$((10#$n))" ] || echo "$f"
+		done)
+		for f in "${!home[@]}"; do
+			[ "${home[$f]}" = "$n" ] || continue
+			if [ -e "$REPO/$f" ]; then
+				mkdir -p "$(dirname "$dir/$f")"
+				cp "$REPO/$f" "$dir/$f"
+			else
+				rm -f "$dir/$f"
+			fi
+		done
+		git -C "$dir" add -A -f --sparse
+		git -C "$dir" "${GIT_ID[@]}" commit -q --amend --no-edit \
+			--date="$(git -C "$dir" log -1 --format=%aD)"
+	done
+	while read -r f; do
+		[ -n "${home[$f]:-}" ] || missing+=("$f")
+	done < <(series_files)
+	if [ ${#missing[@]} -gt 0 ]; then
+		drop_scratch_tree "$dir"
+		printf '    %s\n' "${missing[@]}" >&2
+		die "no patch adds the files above" "name one for each: run series refresh FILE=NUMBER"
+	fi
+	export_patches "$dir" HEAD "$new"
+	drop_scratch_tree "$dir"
+}
+
+# export_patches DIR REV NEW: format BASE..REV as patches/.
+export_patches() {
+	local dir=$1 rev=$2 new=$3
+	rm -rf "$new"
+	git -C "$dir" format-patch -q -N --zero-commit --no-signature -o "$new" "$BASE..$rev"
+	find "$REPO/patches" -maxdepth 1 -name '[0-9]*.patch' -delete
+	mkdir -p "$REPO/patches"
+	mv "$new"/*.patch "$REPO/patches/"
+	say "series: $(series_patches | wc -l) patches in patches/"
+}
+
+# series_edit: a branch for editing hunks, messages and order with git.
+series_edit() {
+	base_tree
+	local dir=$CACHE/edit patch
+	if [ -e "$dir/.git" ]; then
+		die "$dir is being edited already" "finish with: run series import"
+	fi
+	scratch_tree "$dir" "$BASE"
+	for patch in $(series_patches); do am "$dir" "$patch"; done
+	echo "$dir"
+	say "series: edit the commits there with git, then: run series import"
+}
+
+# series_import: take the patches, and the files that they add, from the edited branch.
+series_import() {
+	base_tree
+	local dir=$CACHE/edit f
+	[ -e "$dir/.git" ] || die "nothing is being edited" "start with: run series edit"
+	[ -z "$(git -C "$dir" status --porcelain)" ] || die "$dir has uncommitted changes" "commit them"
+	export_patches "$dir" HEAD "$CACHE/patches.new"
+	while read -r f; do
+		mkdir -p "$(dirname "$REPO/$f")"
+		cp "$dir/$f" "$REPO/$f"
+	done < <(git -C "$dir" diff --name-only --diff-filter=A "$BASE" HEAD)
+	drop_scratch_tree "$dir"
+}
+
+# series_check: print "ok" or "not ok" lines (TAP) for what must hold of the series.
+series_check() {
+	base_tree
+	local dir=$CACHE/scratch patch f n=0 bad log=$CACHE/log/checkpatch.log
+	scratch_tree "$dir" "$BASE"
+	: >"$log"
+	for patch in $(series_patches); do
+		am "$dir" "$patch"
+		n=$((n + 1))
+		echo "ok $n applies: ${patch##*/}"
+	done
+
+	bad=()
+	while read -r f; do
+		cmp -s "$REPO/$f" "$dir/$f" || bad+=("$f")
+	done < <(series_files)
+	report $((n += 1)) "the files here are those of the series" "${bad[@]}"
+
+	mapfile -t bad < <(git -C "$dir" diff --name-only --diff-filter=A "$BASE" HEAD |
+		while read -r f; do [ -e "$REPO/$f" ] || echo "$f"; done)
+	report $((n += 1)) "the series adds nothing else" "${bad[@]}"
+
+	mapfile -t bad < <(git -C "$dir" log --format= --name-only "$BASE..HEAD" -- $(series_files) |
+		sort | uniq -d)
+	report $((n += 1)) "each file is added by one patch, in its final form" "${bad[@]}"
+
+	bad=()
+	in_tools python3 "$BENCH/lib/maintainers.py" "$REPO/MAINTAINERS" "$dir/MAINTAINERS" ||
+		bad=(MAINTAINERS)
+	report $((n += 1)) "MAINTAINERS has the entries of this repository's" "${bad[@]}"
+
+	bad=()
+	! grep -l '^Signed-off-by:' $(series_patches) >"$CACHE/signed" || mapfile -t bad <"$CACHE/signed"
+	report $((n += 1)) "no patch carries a sign-off, which the submitter adds" "${bad[@]}"
+
+	for patch in $(series_patches); do
+		bad=()
+		# The tree is sparse, so MAINTAINERS patterns and the like are checked against the hunk.
+		(cd "$dir" && in_tools perl scripts/checkpatch.pl --no-tree --strict --terse \
+			--ignore MISSING_SIGN_OFF,FILE_PATH_CHANGES,GIT_COMMIT_ID \
+			--summary-file "$patch") >>"$log" 2>&1 || bad=("see $log")
+		report $((n += 1)) "checkpatch: ${patch##*/}" "${bad[@]}"
+	done
+	drop_scratch_tree "$dir"
+	echo "1..$n"
+}
+
+# report NUMBER NAME [PROBLEM...]
+report() {
+	if [ $# -gt 2 ]; then
+		echo "not ok $1 $2"
+		shift 2
+		printf '# %s\n' "$@"
+	else
+		echo "ok $1 $2"
+	fi
+}

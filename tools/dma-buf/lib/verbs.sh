@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: GPL-2.0
+# The verbs.
+
+help_text() {
+	cat <<'HELP'
+usage: tools/dma-buf/run VERB [OPTION...]
+
+  demo     build Linux with the Rust core, boot it, and share buffers between devices
+  test     all tests, with the Rust core and with the C core
+  build    build a kernel
+  boot     a shell in the guest
+  kunit    the KUnit suites: on User Mode Linux for quick turns, or on arm64
+  series   make and check the patches: refresh, check, bisect, edit, import
+  clean    remove what is in the cache
+
+Each verb has its own --help. Options of all verbs:
+
+  --cache DIR        where everything lands (default: $XDG_CACHE_HOME/rust-dma-buf)
+  --mirror URL       the Debian mirror (default: that of this machine's packages)
+  --kernel DIR       a git tree of your own to put the series on, instead of Linux 7.3.
+                     The series is applied on its HEAD with git am; your tree gets a branch
+                     "rust-dma-buf", and nothing else in it is written
+  --host-toolchain   use this machine's toolchain, or fail and say what is missing (also: --llvm)
+HELP
+}
+
+verb_help() {
+	case $1 in
+	demo) cat <<'HELP'
+usage: run demo [--core rust|c] [--out DIR]
+
+Gets a toolchain, Linux and a small arm64 Debian, applies patches/, builds the kernel and boots it
+in QEMU. There, frames go from a capture device (vivid) through a memory-to-memory device (vim2m) in
+shared buffers, each compared byte by byte. Prints what was shared, and the paths of the first frame
+before and after as PNG files (in --out DIR, default: a folder in the cache).
+HELP
+		;;
+	test) cat <<'HELP'
+usage: run test [--core rust|c] [--only NAME]
+
+Runs every suite on both cores (or one of them) and says where they differ. --only: series, compile,
+kunit (on UML) or guest. Exits with 0 if nothing failed. Logs are in the cache folder.
+HELP
+		;;
+	build) cat <<'HELP'
+usage: run build [--core rust|c] [--config debug|perf]
+
+Builds an arm64 kernel and its modules and prints the folder that they are in.
+HELP
+		;;
+	boot) cat <<'HELP'
+usage: run boot [--core rust|c] [--config debug|perf]
+
+Boots the kernel with a shell on the console. "exit" powers the guest off; Ctrl-A X ends QEMU.
+HELP
+		;;
+	kunit) cat <<'HELP'
+usage: run kunit [--core rust|c] [--arch um|arm64]
+
+Runs the KUnit suites of dma-buf with kunit.py.
+HELP
+		;;
+	series) cat <<'HELP'
+usage: run series refresh [FILE=NUMBER...]   make patches/ anew from patches/ and the files here;
+                                             FILE=NUMBER says which patch adds a new file
+       run series check                      the series applies, equals the files here, and passes
+                                             checkpatch
+       run series bisect                     build after every patch, with each core there is
+       run series edit | import              edit hunks, messages and order with git in a work
+                                             tree; take the result back
+HELP
+		;;
+	clean) cat <<'HELP'
+usage: run clean [--all]
+
+Removes builds, images and logs from the cache; with --all the toolchain, the kernel source and
+downloads, too.
+HELP
+		;;
+	*) help_text ;;
+	esac
+}
+
+main() {
+	CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/rust-dma-buf
+	MIRROR='' KERNEL='' HOST_TOOLCHAIN='' TOOLS=''
+	local core='' config=debug arch=um only='' out='' all='' verb='' words=()
+
+	while [ $# -gt 0 ]; do
+		case $1 in
+		--cache | --mirror | --kernel | --core | --config | --arch | --only | --out)
+			[ $# -ge 2 ] || usage_error "$1 wants a value"
+			case $1 in
+			--cache) CACHE=$2 ;;
+			--mirror) MIRROR=$2 ;;
+			--kernel) KERNEL=$2 ;;
+			--core) core=$2 ;;
+			--config) config=$2 ;;
+			--arch) arch=$2 ;;
+			--only) only=$2 ;;
+			--out) out=$2 ;;
+			esac
+			shift
+			;;
+		--host-toolchain | --llvm) HOST_TOOLCHAIN=y ;;
+		--all) all=y ;;
+		-h | --help)
+			verb_help "${verb:-none}"
+			exit 0
+			;;
+		-*) usage_error "no option $1" ;;
+		*)
+			if [ -z "$verb" ]; then verb=$1; else words+=("$1"); fi
+			;;
+		esac
+		shift
+	done
+	[ -n "$verb" ] || { help_text >&2; exit 2; }
+	case $core in '' | rust | c) ;; *) usage_error "--core is rust or c, not \"$core\"" ;; esac
+	case $config in debug | perf) ;; *) usage_error "--config is debug or perf, not \"$config\"" ;; esac
+	case $arch in um | arm64) ;; *) usage_error "--arch is um or arm64, not \"$arch\"" ;; esac
+	case $only in '' | series | compile | kunit | guest) ;;
+	*) usage_error "--only is series, compile, kunit or guest, not \"$only\"" ;; esac
+	[ "$verb" = series ] || [ ${#words[@]} = 0 ] || usage_error "$verb takes no \"${words[0]}\""
+	[ -z "$KERNEL" ] || [ -d "$KERNEL" ] || die "there is no folder $KERNEL"
+	mkdir -p "$CACHE" 2>/dev/null || die "cannot make $CACHE" "choose another folder with --cache DIR"
+	CACHE=$(cd "$CACHE" && pwd)
+	lock_cache
+
+	case $verb in
+	demo) verb_demo "${core:-rust}" "$out" ;;
+	test) verb_test "$core" "$only" ;;
+	build) verb_build "${core:-rust}" "$config" ;;
+	boot) verb_boot "${core:-rust}" "$config" ;;
+	kunit) verb_kunit "${core:-rust}" "$arch" ;;
+	series) verb_series "${words[@]}" ;;
+	clean) verb_clean "$all" ;;
+	*) usage_error "no verb \"$verb\"" ;;
+	esac
+}
+
+verb_build() {
+	get_toolchain
+	series_tree
+	build "$1" "$2"
+	echo "$IMAGE"
+}
+
+verb_boot() {
+	get_toolchain
+	series_tree
+	build "$1" "$2"
+	build_programs
+	get_rootfs
+	prepare_work "$1" "$2"
+	echo 'modprobe -a vivid vim2m vgem; setsid -c bash -i <>/dev/ttyAMA0 >&0 2>&1' >"$WORK/job"
+	qemu 36000
+}
+
+verb_series() {
+	local what=${1:-}
+	[ $# = 0 ] || shift
+	case $what in
+	refresh) series_refresh "$@" ;;
+	edit) series_edit ;;
+	import) series_import ;;
+	check)
+		get_toolchain
+		series_check | tee "$CACHE/log/series.tap"
+		! grep -q '^not ok' "$CACHE/log/series.tap" || die "the series is not in order (above)"
+		;;
+	bisect)
+		get_toolchain
+		series_bisect
+		;;
+	*) usage_error "series: refresh, check, bisect, edit or import" ;;
+	esac
+}
+
+# Every commit builds, with each core that the tree has by then.
+series_bisect() {
+	local rev core
+	series_tree
+	for rev in $(git -C "$TREE" rev-list --reverse "$BASE..$REV"); do
+		git -C "$TREE" checkout -q -f --detach "$rev"
+		for core in c rust; do
+			if [ "$core" = rust ] &&
+				! grep -q DMA_SHARED_BUFFER_RUST "$TREE/drivers/dma-buf/Kconfig"; then
+				continue
+			fi
+			say "bisect: $core core at $(git -C "$TREE" log -1 --format=%s)"
+			if grep -q DMA_SHARED_BUFFER_RUST "$TREE/drivers/dma-buf/Kconfig"; then
+				build "$core" debug >/dev/null
+			else
+				cp "$BENCH/config/debug.config" "$CACHE/bisect.config"
+				configure "$CACHE/build/arm64-debug" "$BENCH/config/arm64.config" \
+					"$BENCH/config/debug.config"
+				logged "$CACHE/log/bisect.log" kmake "$CACHE/build/arm64-debug" Image modules ||
+					die "this commit does not build" "the log is $CACHE/log/bisect.log"
+			fi
+		done
+	done
+	git -C "$TREE" checkout -q -f --detach "$REV"
+	say "bisect: every patch builds"
+}
+
+verb_clean() {
+	rm -rf "${CACHE:?}"/{build,images,log,programs,programs.key,results,rustdoc,demo,scratch} \
+		"${CACHE:?}"/work-* "${CACHE:?}"/*.tmp
+	if [ -n "$1" ]; then
+		if [ -n "$(findmnt -R "$CACHE/toolchain" 2>/dev/null)" ]; then
+			die "something is mounted in $CACHE/toolchain" "unmount it first"
+		fi
+		rm -rf --one-file-system "${CACHE:?}"/*
+	fi
+	say "clean: $CACHE"
+}
+
+# verb_kunit CORE ARCH: print the results, and TAP into $CACHE/results/kunit-ARCH-CORE.
+verb_kunit() {
+	get_toolchain
+	series_tree
+	run_kunit "$1" "$2"
+}
+
+run_kunit() {
+	local core=$1 arch=$2 out=$CACHE/build/kunit-$2 args=()
+	[ "$arch" = um ] || args=(--qemu_args "-cpu max,pauth-impdef=on")
+	mkdir -p "$out"
+	cat "$TREE/drivers/dma-buf/.kunitconfig" - "$BENCH/config/core-$core.config" \
+		>"$out/workbench.kunitconfig" <<-'CONFIG'
+		CONFIG_RUST=y
+		CONFIG_SYNC_FILE=y
+		CONFIG_SW_SYNC=y
+		CONFIG_DEBUG_FS=y
+		CONFIG_DEBUG_KERNEL=y
+		CONFIG_PROVE_LOCKING=y
+		CONFIG_DEBUG_ATOMIC_SLEEP=y
+		CONFIG_DMABUF_DEBUG=y
+	CONFIG
+	# shellcheck disable=SC2086
+	(cd "$TREE" && in_tools ./tools/testing/kunit/kunit.py run --arch="$arch" \
+		--kunitconfig "$out/workbench.kunitconfig" --build_dir "$out" --timeout 300 \
+		--make_options LLVM=1 "${args[@]}" --raw_output=kunit "dma-buf*")
+}
+
+verb_demo() {
+	local core=$1 out=${2:-$CACHE/demo} frame
+	get_toolchain
+	series_tree
+	build "$core" debug
+	build_programs
+	get_rootfs
+	prepare_work "$core" debug
+	echo '. /work/demo.sh' >"$WORK/job"
+	say "demo: booting"
+	boot_guest "$CACHE/log/demo.log" 600 || die "the guest did not end the demo" \
+		"the console is in $CACHE/log/demo.log"
+	cat "$WORK/out/demo.txt"
+	[ "$(cat "$WORK/out/demo.rc")" = 0 ] || die "the demo failed" \
+		"the console is in $CACHE/log/demo.log"
+	[ -z "$(splats "$CACHE/log/demo.log")" ] ||
+		{ splats "$CACHE/log/demo.log" >&2; die "the console shows trouble" "it is in $CACHE/log/demo.log"; }
+	mkdir -p "$out"
+	out=$(cd "$out" && pwd)
+	for frame in "$WORK"/out/*.ppm; do
+		in_tools python3 "$BENCH/lib/png.py" "$frame" "$WORK/$(basename "$frame" .ppm).png"
+		cp "$WORK/$(basename "$frame" .ppm).png" "$out/"
+		echo "frame: $out/$(basename "$frame" .ppm).png"
+	done
+	say "demo: done"
+}
+
+# A suite's results as "suite: N passed, ..." with its failures and skips.
+tell() {
+	local core=$1 results=$2 suite f p s
+	for suite in "$results"/*; do
+		p=$(grep -c '^pass' "$suite" || true)
+		f=$(grep -c '^fail' "$suite" || true)
+		s=$(grep -c '^skip' "$suite" || true)
+		PASSED=$((PASSED + p)) FAILED=$((FAILED + f)) SKIPPED=$((SKIPPED + s))
+		printf '%-8s %-16s %3d passed, %d failed, %d skipped\n' "$core" "$(basename "$suite")" \
+			"$p" "$f" "$s"
+		sed -n 's/^fail\t/             FAILED: /p' "$suite"
+		sed -n 's/^skip\t/             skipped: /p' "$suite" | while read -r line; do
+			printf '             %s%s\n' "$line" \
+				"$(sed -n "s|^$(basename "$suite"): ${line#skipped: }: | -- |p" "$results/.skips" 2>/dev/null | head -n 1)"
+		done
+	done
+}
+
+# tap_suite RESULTS NAME COMMAND...: a suite that runs here and prints TAP.
+tap_suite() {
+	local results=$1 name=$2
+	shift 2
+	mkdir -p "$results"
+	say "test: $name"
+	"$@" >"$CACHE/log/$name.tap" || printf 'not ok 1 (it ended early)\n' >>"$CACHE/log/$name.tap"
+	read_tap "$CACHE/log/$name.tap" >"$results/$name"
+	[ -s "$results/$name" ] || printf 'fail\t(no results)\n' >"$results/$name"
+	grep -v '^ok\|^1\.\.' "$CACHE/log/$name.tap" >&2 || true
+}
+
+guest_suites() {
+	local core=$1 results=$CACHE/results/$1 console=$CACHE/log/console-$1.log
+	build "$core" debug
+	build_programs
+	get_rootfs
+	prepare_work "$core" debug
+	echo '. /work/tests.sh' >"$WORK/job"
+	say "test: booting, $core core"
+	if ! boot_guest "$console" 1800; then
+		printf 'fail\tthe guest ran to its end\n' >"$results/boot"
+		return
+	fi
+	read_suites "$WORK/out" "$results"
+	splats "$console" | sort -u | sed 's/^/fail\t/' >"$results/console"
+	[ -s "$results/console" ] || printf 'pass\tno splat\n' >"$results/console"
+	known_failures "$results"
+	for suite in vivid vivid-dmabuf vim2m vim2m-dmabuf; do
+		echo "$suite: $(compliance_warnings "$WORK/out/$suite.log") warnings" >>"$results/.warnings"
+	done
+	cp -r "$WORK/out" "$CACHE/log/suites-$core"
+}
+
+verb_test() {
+	local core=$1 only=$2 cores=(rust c) differ=0
+	[ -z "$core" ] || cores=("$core")
+	rm -rf "${CACHE:?}/results" "$CACHE"/log/suites-*
+	mkdir -p "$CACHE/results"
+	get_toolchain
+	series_tree
+
+	if [ -z "$only" ] || [ "$only" = series ]; then
+		tap_suite "$CACHE/results/both" series series_check
+	fi
+	for core in "${cores[@]}"; do
+		mkdir -p "$CACHE/results/$core"
+		if [ -z "$only" ] || [ "$only" = guest ]; then
+			guest_suites "$core"
+		fi
+		if [ "$core" = rust ] && { [ -z "$only" ] || [ "$only" = compile ]; }; then
+			build rust debug
+			tap_suite "$CACHE/results/both" compile compile_checks
+		fi
+		if [ -z "$only" ] || [ "$only" = kunit ]; then
+			tap_suite "$CACHE/results/$core" kunit-um run_kunit "$core" um
+		fi
+	done
+
+	PASSED=0 FAILED=0 SKIPPED=0
+	echo
+	for core in both "${cores[@]}"; do
+		[ ! -d "$CACHE/results/$core" ] || tell "$core" "$CACHE/results/$core"
+	done
+	if [ ${#cores[@]} = 2 ]; then
+		echo
+		diff -u0 -r --label "C core" --label "Rust core" "$CACHE/results/c" "$CACHE/results/rust" |
+			grep -E '^[-+][a-z0-9]|^Only' >"$CACHE/results/differences" || true
+		if [ -s "$CACHE/results/differences" ]; then
+			echo "The cores differ (- C, + Rust):"
+			cat "$CACHE/results/differences"
+		else
+			echo "The cores do not differ."
+		fi
+	fi
+	echo "Logs: $CACHE/log"
+	echo "$PASSED passed, $FAILED failed, $SKIPPED skipped"
+	[ "$FAILED" = 0 ]
+}
