@@ -12,11 +12,9 @@ use crate::{
 
 use kernel::{
     bindings,
-    device::Device,
     error::to_result,
     ffi::c_void,
     prelude::*,
-    str::CStr,
     types::Opaque,
     warn_on, //
 };
@@ -36,8 +34,8 @@ pub(crate) struct Attachment(Opaque<bindings::dma_buf_attachment>);
 impl Attachment {
     /// # Safety
     ///
-    /// `ptr` must point to an attachment made by [`attach`] that is not detached before the end of
-    /// `'a`.
+    /// `ptr` must point to an attachment that is not detached before the end of `'a`; it may be on
+    /// its way through [`attach`].
     pub(crate) unsafe fn from_raw<'a>(ptr: *mut bindings::dma_buf_attachment) -> &'a Self {
         // SAFETY: By the safety requirements; `Attachment` is a transparent wrapper.
         unsafe { &*ptr.cast() }
@@ -58,9 +56,10 @@ impl Attachment {
     }
 
     #[cfg(CONFIG_DEBUG_FS)]
-    pub(crate) fn device_name(&self) -> &CStr {
+    pub(crate) fn device_name(&self) -> &kernel::str::CStr {
         // SAFETY: By the type invariants.
-        let dev: &Device = unsafe { Device::from_raw(self.device()) };
+        let dev: &kernel::device::Device =
+            unsafe { kernel::device::Device::from_raw(self.device()) };
 
         dev.name()
     }
@@ -82,8 +81,54 @@ impl Attachment {
             .is_some_and(|ops| ops.invalidate_mappings.is_some())
     }
 
+    /// Takes the reservation lock of the buffer for the time of `f`. Sleeps.
+    pub(crate) fn with_lock<R>(&self, f: impl FnOnce(LockedAttachment<'_>) -> R) -> R {
+        let guard = self.buffer().lock();
+
+        // INVARIANT: The lock is that of the buffer of this attachment.
+        f(LockedAttachment {
+            attach: self,
+            _locked: guard.held(),
+        })
+    }
+
+    /// The attachment as one whose reservation lock the caller of the core holds.
+    ///
+    /// # Safety
+    ///
+    /// The reservation lock must be held by the current context for as long as the result lives.
+    pub(crate) unsafe fn assume_locked(&self) -> LockedAttachment<'_> {
+        // INVARIANT: The lock is that of the buffer of this attachment.
+        LockedAttachment {
+            attach: self,
+            // SAFETY: By the safety requirements.
+            _locked: unsafe { self.buffer().assume_locked() },
+        }
+    }
+}
+
+/// An attachment to a buffer whose reservation lock is held.
+///
+/// # Invariants
+///
+/// `_locked` is about the buffer of `attach`.
+#[derive(Copy, Clone)]
+pub(crate) struct LockedAttachment<'a> {
+    attach: &'a Attachment,
+    _locked: Locked<'a>,
+}
+
+impl core::ops::Deref for LockedAttachment<'_> {
+    type Target = Attachment;
+
+    fn deref(&self) -> &Attachment {
+        self.attach
+    }
+}
+
+impl LockedAttachment<'_> {
     /// Asks the exporter to keep the buffer where it is.
-    pub(crate) fn pin(&self, _locked: Locked<'_>) -> Result {
+    pub(crate) fn pin(self) -> Result {
         match self.buffer().ops().pin {
             // SAFETY: The attachment is valid, and the reservation lock of its buffer is held.
             Some(pin) => to_result(unsafe { pin(self.as_raw()) }),
@@ -91,10 +136,15 @@ impl Attachment {
         }
     }
 
-    /// Undoes [`Self::pin`].
-    pub(crate) fn unpin(&self, _locked: Locked<'_>) {
+    /// Undoes one [`Self::pin`].
+    ///
+    /// # Safety
+    ///
+    /// There must be one.
+    pub(crate) unsafe fn unpin(self) {
         if let Some(unpin) = self.buffer().ops().unpin {
-            // SAFETY: The attachment is valid, and the reservation lock of its buffer is held.
+            // SAFETY: The attachment is valid and pinned, and the reservation lock of its buffer is
+            // held.
             unsafe { unpin(self.as_raw()) };
         }
     }
@@ -164,7 +214,10 @@ pub(crate) unsafe fn detach(buf: &Buffer, attach: NonNull<bindings::dma_buf_atta
 /// Tells each importer that can be told that the buffer moves, or is gone.
 pub(crate) fn invalidate_mappings(locked: Locked<'_>) {
     for attach in locked.attachments() {
-        if let Some(invalidate) = attach.importer_ops().and_then(|ops| ops.invalidate_mappings) {
+        if let Some(invalidate) = attach
+            .importer_ops()
+            .and_then(|ops| ops.invalidate_mappings)
+        {
             // SAFETY: The attachment is valid, and the reservation lock of its buffer is held. The
             // callee cannot detach: that takes the lock.
             unsafe { invalidate(attach.as_raw()) };

@@ -8,11 +8,7 @@ use crate::{
     poll,
     pseudo_fs::NewFile,
     registry,
-    resv::{
-        Resv,
-        ResvGuard,
-        ResvHeld, //
-    },
+    resv::Resv,
     trace, //
 };
 
@@ -46,7 +42,10 @@ use kernel::{
             Lock, //
         }, //
     },
-    types::Opaque,
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    },
     uaccess::UserPtr,
     warn_on, //
 };
@@ -63,6 +62,8 @@ use core::{
 ///
 /// # Invariants
 ///
+/// - The file has a reference for as long as a `&Buffer` lives, and so has everything that the
+///   buffer keeps.
 /// - [`Buffer::init`] filled the structure in; `size`, `file`, `exp_name`, `owner` and `resv` have
 ///   not changed since.
 /// - `ops` points to the operations of the exporter, which live for as long as `owner` is
@@ -81,7 +82,7 @@ unsafe impl Sync for Buffer {}
 // gone.
 unsafe impl AlwaysRefCounted for Buffer {
     fn inc_ref(&self) {
-        // SAFETY: The existence of a reference shows that the count is not zero.
+        // SAFETY: By the type invariants the file has a reference.
         unsafe { bindings::get_file(self.file()) };
     }
 
@@ -94,7 +95,8 @@ unsafe impl AlwaysRefCounted for Buffer {
 impl Buffer {
     /// # Safety
     ///
-    /// `ptr` must point to a buffer that is not released before the end of `'a`.
+    /// `ptr` must point to a buffer whose file has a reference that is not dropped before the end
+    /// of `'a`.
     pub(crate) unsafe fn from_raw<'a>(ptr: *mut bindings::dma_buf) -> &'a Self {
         // SAFETY: By the safety requirements; `Buffer` is a transparent wrapper.
         unsafe { &*ptr.cast() }
@@ -147,7 +149,8 @@ impl Buffer {
         // SAFETY: The memory just became a buffer.
         let buf = unsafe { new.publish() };
 
-        registry::add(&buf);
+        // SAFETY: The buffer is new, and removed when its file is released.
+        unsafe { registry::add(&buf) };
         trace::export(&buf);
         Ok(buf)
     }
@@ -193,23 +196,23 @@ impl Buffer {
 
     /// Ends a buffer: gives the exporter's part back and tells whether the memory may go, too.
     ///
-    /// A buffer that is still vmapped, or waited for by a poll callback, stays allocated for ever
-    /// after a warning, because somebody is about to touch it.
+    /// After a warning, the memory of a buffer that is still vmapped, or has a poll callback out,
+    /// is never freed and the exporter is not told, because somebody is about to use both.
     ///
     /// # Safety
     ///
     /// No reference may be left, and this must be the only call for the buffer.
     pub(crate) unsafe fn release(buf: NonNull<bindings::dma_buf>) -> bool {
-        // SAFETY: The buffer is valid until the end of this function.
-        let this = unsafe { Self::from_raw(buf.as_ptr()) };
-        let raw = this.as_raw();
+        let raw = buf.as_ptr();
 
         // SAFETY: Nobody else has a reference, so nobody changes these.
-        if warn_on!(unsafe { (*raw).vmapping_counter } != 0) || warn_on!(poll::is_pending(this)) {
+        let (vmaps, pending, ops) =
+            unsafe { ((*raw).vmapping_counter, poll::is_pending(raw), &*(*raw).ops) };
+        if warn_on!(vmaps != 0) || warn_on!(pending) {
             return false;
         }
 
-        if let Some(release) = this.ops().release {
+        if let Some(release) = ops.release {
             // SAFETY: The exporter's `release` takes a buffer without references, once.
             unsafe { release(raw) };
         }
@@ -231,21 +234,6 @@ impl Buffer {
         true
     }
 
-    /// The buffer behind a file, if it is one's.
-    pub(crate) fn from_file(file: &LocalFile) -> Option<&Self> {
-        let raw = file.as_ptr();
-
-        // SAFETY: A file with these operations has its buffer in `private_data` before anybody else
-        // sees it, and keeps the buffer for as long as it lives itself.
-        unsafe {
-            if core::ptr::eq((*raw).f_op, file::dma_buf_fops.0.get()) {
-                Some(Self::from_raw((*raw).private_data.cast()))
-            } else {
-                None
-            }
-        }
-    }
-
     /// The buffer behind a file descriptor of the current process.
     ///
     /// # Errors
@@ -254,18 +242,35 @@ impl Buffer {
     pub(crate) fn from_fd(fd: c_int) -> Result<ARef<Self>> {
         // CAST: As in C, a negative number becomes one that no process has.
         let file = LocalFile::fget(fd as u32)?;
-        let buf: ARef<Self> = Self::from_file(&file).ok_or(EINVAL)?.into();
+
+        // SAFETY: The file is referenced.
+        if !core::ptr::eq(
+            unsafe { (*file.as_ptr()).f_op },
+            file::dma_buf_fops.as_ptr(),
+        ) {
+            return Err(EINVAL);
+        }
+        let raw = ARef::into_raw(file).as_ptr().cast::<bindings::file>();
+        // SAFETY: A file with these operations has its buffer in `private_data` before anybody can
+        // get at it. Its reference, which is that of the buffer, passes to the result.
+        let buf: ARef<Self> =
+            unsafe { ARef::from_raw(NonNull::new_unchecked((*raw).private_data.cast())) };
 
         trace::get(&buf, fd);
         Ok(buf)
     }
 
     /// A new reference, unless the last one is gone already.
-    pub(crate) fn try_get(&self) -> Option<ARef<Self>> {
-        // SAFETY: The file lives until the buffer is released.
-        if unsafe { bindings::file_ref_get(&raw mut (*self.file()).f_ref) } {
+    ///
+    /// # Safety
+    ///
+    /// `raw` must point to a buffer whose file has not been freed: one that is in the registry,
+    /// whose lock is held, or one of a file whose operation is running.
+    pub(crate) unsafe fn try_get(raw: *mut bindings::dma_buf) -> Option<ARef<Self>> {
+        // SAFETY: By the safety requirements the file can be looked at.
+        if unsafe { bindings::file_ref_get(&raw mut (*(*raw).file).f_ref) } {
             // SAFETY: The reference was just taken.
-            Some(unsafe { ARef::from_raw(self.into()) })
+            Some(unsafe { ARef::from_raw(NonNull::new_unchecked(raw.cast())) })
         } else {
             None
         }
@@ -328,59 +333,50 @@ impl Buffer {
     }
 
     pub(crate) fn resv(&self) -> &Resv {
-        // SAFETY: By the type invariants the pointer does not change, and the object outlives the
-        // buffer.
+        // SAFETY: By the type invariants the pointer does not change, and the exporter keeps its
+        // object until `release`, which comes after the last reference.
         unsafe { Resv::from_raw((*self.as_raw()).resv) }
     }
 
     /// Takes the reservation lock. Sleeps.
     pub(crate) fn lock(&self) -> LockGuard<'_> {
+        self.resv().acquire();
+        // INVARIANT: The lock was just taken.
         LockGuard {
             buf: self,
-            resv: self.resv().lock(),
+            _not_send: NotThreadSafe,
         }
     }
 
     /// Takes the reservation lock, or fails with `EINTR`.
     #[cfg(CONFIG_DEBUG_FS)]
     pub(crate) fn lock_interruptible(&self) -> Result<LockGuard<'_>> {
+        self.resv().acquire_interruptible()?;
+        // INVARIANT: The lock was just taken.
         Ok(LockGuard {
             buf: self,
-            resv: self.resv().lock_interruptible()?,
+            _not_send: NotThreadSafe,
         })
     }
 
-    /// The buffer as one whose reservation lock the caller of the core holds.
+    /// The buffer as one whose reservation lock the caller of the core holds; lockdep checks it.
     ///
     /// # Safety
     ///
     /// The reservation lock must be held by the current context for as long as the result lives.
     pub(crate) unsafe fn assume_locked(&self) -> Locked<'_> {
+        self.resv().assert_held();
+        // INVARIANT: By the safety requirements.
         Locked {
             buf: self,
-            // SAFETY: By the safety requirements.
-            resv: unsafe { self.resv().assume_held() },
+            _not_send: NotThreadSafe,
         }
-    }
-
-    fn name_lock(&self) -> &Lock<(), SpinLockBackend> {
-        // SAFETY: The lock was initialised by `init()` and lives as long as the buffer.
-        unsafe { Lock::from_raw(&raw mut (*self.as_raw()).name_lock) }
     }
 
     /// Calls `f` with the name that user space gave, in atomic context.
     pub(crate) fn with_name<R>(&self, f: impl FnOnce(Option<&CStr>) -> R) -> R {
-        let _guard = self.name_lock().lock();
-
-        // SAFETY: The lock is held, so the string stays until the end of `f`.
-        f(unsafe {
-            let name = (*self.as_raw()).name;
-            if name.is_null() {
-                None
-            } else {
-                Some(CStr::from_char_ptr(name))
-            }
-        })
+        // SAFETY: A buffer with a reference has not been released.
+        unsafe { with_name(self.as_raw(), f) }
     }
 
     /// Replaces the name by one read from user space.
@@ -391,7 +387,8 @@ impl Buffer {
     /// `DMA_BUF_NAME_LEN` with its NUL, `ENOMEM`.
     pub(crate) fn set_name(&self, name: UserPtr) -> Result {
         let new = Name::from_user(name)?;
-        let guard = self.name_lock().lock();
+        // SAFETY: A buffer with a reference has not been released.
+        let guard = unsafe { name_lock(self.as_raw()) }.lock();
 
         // SAFETY: The lock is held, and the buffer owns the name.
         let old = unsafe {
@@ -407,20 +404,66 @@ impl Buffer {
     }
 }
 
+/// The lock of the name.
+///
+/// # Safety
+///
+/// `raw` must point to a buffer that is not released before the end of `'a`.
+unsafe fn name_lock<'a>(raw: *mut bindings::dma_buf) -> &'a Lock<(), SpinLockBackend> {
+    // SAFETY: The lock was initialised by `init()` and lives as long as the buffer.
+    unsafe { Lock::from_raw(&raw mut (*raw).name_lock) }
+}
+
+/// Calls `f` with the name that user space gave to a buffer, in atomic context.
+///
+/// # Safety
+///
+/// `raw` must point to a buffer that is not released meanwhile. Its file may be gone.
+pub(crate) unsafe fn with_name<R>(
+    raw: *mut bindings::dma_buf,
+    f: impl FnOnce(Option<&CStr>) -> R,
+) -> R {
+    // SAFETY: By the safety requirements.
+    let _guard = unsafe { name_lock(raw) }.lock();
+
+    // SAFETY: The lock is held, so the string stays until the end of `f`.
+    f(unsafe {
+        let name = (*raw).name;
+        if name.is_null() {
+            None
+        } else {
+            Some(CStr::from_char_ptr(name))
+        }
+    })
+}
+
 /// The reservation lock of a buffer, given back on drop.
+///
+/// # Invariants
+///
+/// The lock belongs to this guard.
 #[must_use = "the lock is given back when the guard is dropped"]
 pub(crate) struct LockGuard<'a> {
     buf: &'a Buffer,
-    resv: ResvGuard<'a>,
+    // A ww_mutex belongs to the task that took it.
+    _not_send: NotThreadSafe,
 }
 
 impl LockGuard<'_> {
     /// The buffer as one that is locked, for as long as the guard is borrowed.
     pub(crate) fn held(&self) -> Locked<'_> {
+        // INVARIANT: The lock is held for as long as the guard exists.
         Locked {
             buf: self.buf,
-            resv: self.resv.held(),
+            _not_send: NotThreadSafe,
         }
+    }
+}
+
+impl Drop for LockGuard<'_> {
+    fn drop(&mut self) {
+        // SAFETY: The lock belongs to this guard by the type invariant.
+        unsafe { self.buf.resv().release() };
     }
 }
 
@@ -428,11 +471,11 @@ impl LockGuard<'_> {
 ///
 /// # Invariants
 ///
-/// `resv` is the proof for the reservation object of `buf`.
+/// The lock is held by the current context for `'a`.
 #[derive(Copy, Clone)]
 pub(crate) struct Locked<'a> {
     buf: &'a Buffer,
-    resv: ResvHeld<'a>,
+    _not_send: NotThreadSafe,
 }
 
 impl<'a> Locked<'a> {
@@ -440,8 +483,8 @@ impl<'a> Locked<'a> {
         self.buf
     }
 
-    pub(crate) fn resv(self) -> ResvHeld<'a> {
-        self.resv
+    pub(crate) fn resv(self) -> &'a Resv {
+        self.buf.resv()
     }
 
     /// The attachments, the latest first.
@@ -486,7 +529,11 @@ impl<'a> Locked<'a> {
     }
 }
 
-/// A string from user space, in memory of the kernel allocator, or none.
+/// A string from user space, or none.
+///
+/// # Invariants
+///
+/// NULL, or a string from the kernel allocator that is owned.
 struct Name(*mut c_char);
 
 impl Name {
@@ -521,6 +568,10 @@ impl Drop for Name {
 }
 
 /// A reference to the exporting module, or to the kernel itself.
+///
+/// # Invariants
+///
+/// NULL, or a module with a reference that is owned.
 struct ModuleRef(*mut bindings::module);
 
 impl ModuleRef {

@@ -2,12 +2,13 @@
 
 //! `/sys/kernel/debug/dma_buf/bufinfo`.
 //!
-//! Nothing but a reference to one buffer at a time, and its reservation lock, is held while the text
-//! is made: a reader that waits for a reservation holds up neither export nor release.
+//! Nothing but a reference to one buffer at a time, and its reservation lock, is held while the
+//! text is made. So a reader that waits for a reservation holds up no export, and no release but
+//! that of the buffer it waits for, whose `count` in fdinfo is one higher meanwhile.
 
 use crate::{
     buffer::Buffer,
-    pseudo_fs::Shared,
+    pseudo_fs::Table,
     registry,
     seq::Seq, //
 };
@@ -29,13 +30,17 @@ use kernel::{
 
 use core::ptr::null_mut;
 
-static FOPS: Shared<bindings::file_operations> = Shared::new(bindings::file_operations {
-    open: Some(open),
-    read: Some(bindings::seq_read),
-    llseek: Some(bindings::seq_lseek),
-    release: Some(bindings::single_release),
-    ..pin_init::zeroed()
-});
+static FOPS: Table<bindings::file_operations> =
+    // SAFETY: Function pointers, which nobody writes.
+    unsafe {
+        Table::new(bindings::file_operations {
+            open: Some(open),
+            read: Some(bindings::seq_read),
+            llseek: Some(bindings::seq_lseek),
+            release: Some(bindings::single_release),
+            ..pin_init::zeroed()
+        })
+    };
 
 /// The directory, or NULL.
 static DIR: Atomic<*mut bindings::dentry> = Atomic::new(null_mut());
@@ -58,7 +63,7 @@ pub(crate) fn init() {
             dir,
             null_mut(),
             core::ptr::null(),
-            FOPS.0.get(),
+            FOPS.as_ptr(),
         )
     });
     if file.is_err() {
@@ -123,12 +128,19 @@ fn show_one(m: &Seq<'_>, buf: &Buffer) -> Result {
         (
             (*file).f_flags,
             (*file).f_mode,
-            bindings::file_count(file) - 1,
+            bindings::file_count(file).wrapping_sub(1),
             (*(*file).f_inode).i_ino,
         )
     };
 
-    seq_print!(m, "{:08}\t{:08x}\t{:08x}\t{:08}\t", buf.size(), flags, mode, refs);
+    seq_print!(
+        m,
+        "{:08}\t{:08x}\t{:08x}\t{:08}\t",
+        buf.size(),
+        flags,
+        mode,
+        refs
+    );
     m.text(buf.exp_name());
     seq_print!(m, "\t{:08}\t", ino);
     buf.with_name(|name| match name {
@@ -137,7 +149,7 @@ fn show_one(m: &Seq<'_>, buf: &Buffer) -> Result {
     });
     seq_print!(m, "\n");
 
-    guard.held().resv().describe(m);
+    guard.held().describe(m);
 
     let mut attached = 0;
     seq_print!(m, "\tAttached Devices:\n");

@@ -66,41 +66,32 @@ impl PartialEq for Map {
 }
 
 impl Locked<'_> {
-    /// The number of vmaps that are out, and the mapping that they share.
-    #[expect(clippy::mut_from_ref, reason = "the reservation lock is what guards these fields")]
-    fn vmap_state(&self) -> (&mut u32, &mut Map) {
-        let raw = self.buffer().as_raw();
-
-        // SAFETY: The fields change only under the reservation lock, which is held; the two
-        // references live no longer than the borrow of the caller, who makes no second pair. `Map`
-        // is transparent.
-        unsafe {
-            (
-                &mut (*raw).vmapping_counter,
-                &mut *(&raw mut (*raw).vmap_ptr).cast::<Map>(),
-            )
-        }
-    }
-
     /// Maps the buffer into the kernel's address space, or counts one more user of the mapping.
     ///
     /// # Errors
     ///
     /// `EINVAL` for an exporter that cannot, otherwise what the exporter returns.
     pub(crate) fn vmap(self) -> Result<Map> {
+        let buf = self.buffer().as_raw();
         let op = self.buffer().ops().vmap.ok_or(EINVAL)?;
 
-        if *self.vmap_state().0 == 0 {
+        // SAFETY: The number of users changes only under the reservation lock, which is held.
+        let users = unsafe { (*buf).vmapping_counter };
+        if users == 0 {
             let mut map = Map::none();
 
             // SAFETY: The buffer is valid, its reservation lock is held, and `map` is valid for a
             // write.
-            to_result(unsafe { op(self.buffer().as_raw(), &mut map.0) })?;
-            *self.vmap_state().1 = map;
+            to_result(unsafe { op(buf, &mut map.0) })?;
+            // SAFETY: The mapping changes only under the reservation lock, which is held.
+            unsafe { (*buf).vmap_ptr = map.0 };
         }
-        let (count, map) = self.vmap_state();
-        *count += 1;
-        Ok(*map)
+        let users = users.checked_add(1).ok_or(EOVERFLOW)?;
+        // SAFETY: As above.
+        unsafe {
+            (*buf).vmapping_counter = users;
+            Ok(Map((*buf).vmap_ptr))
+        }
     }
 
     /// Undoes one [`Self::vmap`].
@@ -109,19 +100,27 @@ impl Locked<'_> {
     ///
     /// Warns, and does nothing, if there is none or it is not `map`.
     pub(crate) fn vunmap(self, map: &mut Map) {
-        let (count, current) = self.vmap_state();
+        let buf = self.buffer().as_raw();
+        // SAFETY: Both change only under the reservation lock, which is held.
+        let (users, current) = unsafe { ((*buf).vmapping_counter, Map((*buf).vmap_ptr)) };
 
-        if warn_on!(*count == 0 || *current != *map) {
+        if warn_on!(current != *map) {
             return;
         }
-        *count -= 1;
-        if *count == 0 {
-            *current = Map::none();
+        let Some(left) = users.checked_sub(1) else {
+            warn_on!(true);
+            return;
+        };
+        if left == 0 {
             if let Some(op) = self.buffer().ops().vunmap {
                 // SAFETY: The buffer is valid, its reservation lock is held, and `map` is the
                 // result of its `vmap`.
-                unsafe { op(self.buffer().as_raw(), &mut map.0) };
+                unsafe { op(buf, &mut map.0) };
             }
+            // SAFETY: The mapping changes only under the reservation lock, which is held.
+            unsafe { (*buf).vmap_ptr = Map::none().0 };
         }
+        // SAFETY: As above.
+        unsafe { (*buf).vmapping_counter = left };
     }
 }

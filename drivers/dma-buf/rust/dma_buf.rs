@@ -31,9 +31,9 @@ use core::{
 };
 
 mod attachment;
+mod buffer;
 #[cfg(CONFIG_DEBUG_FS)]
 mod bufinfo;
-mod buffer;
 mod cpu_access;
 mod file;
 mod mapping;
@@ -246,7 +246,7 @@ unsafe extern "C" fn dma_buf_detach(
         return;
     };
     // SAFETY: By the safety requirements.
-    if warn_on!(dmabuf.is_null() || dmabuf != unsafe { attach.as_ref() }.dmabuf) {
+    if warn_on!(dmabuf.is_null() || dmabuf != unsafe { (*attach.as_ptr()).dmabuf }) {
         return;
     }
     // SAFETY: By the safety requirements.
@@ -263,7 +263,7 @@ unsafe extern "C" fn dma_buf_pin(attach: *mut bindings::dma_buf_attachment) -> c
 
     attachment::warn_if_static(attach);
     // SAFETY: By the safety requirements.
-    errno(attach.pin(unsafe { attach.buffer().assume_locked() }))
+    errno(unsafe { attach.assume_locked() }.pin())
 }
 
 /// # Safety
@@ -276,7 +276,7 @@ unsafe extern "C" fn dma_buf_unpin(attach: *mut bindings::dma_buf_attachment) {
 
     attachment::warn_if_static(attach);
     // SAFETY: By the safety requirements.
-    attach.unpin(unsafe { attach.buffer().assume_locked() });
+    unsafe { attach.assume_locked().unpin() };
 }
 
 /// # Safety
@@ -294,8 +294,7 @@ unsafe extern "C" fn dma_buf_map_attachment(
         return EINVAL.to_ptr();
     };
     // SAFETY: By the safety requirements.
-    let locked = unsafe { attach.buffer().assume_locked() };
-    ptr_or_err(mapping::map(attach, direction, locked))
+    ptr_or_err(mapping::map(unsafe { attach.assume_locked() }, direction))
 }
 
 /// # Safety
@@ -312,8 +311,7 @@ unsafe extern "C" fn dma_buf_map_attachment_unlocked(
     let Some(attach) = (unsafe { attachment(attach) }) else {
         return EINVAL.to_ptr();
     };
-    let guard = attach.buffer().lock();
-    ptr_or_err(mapping::map(attach, direction, guard.held()))
+    ptr_or_err(attach.with_lock(|attach| mapping::map(attach, direction)))
 }
 
 /// # Safety
@@ -333,7 +331,7 @@ unsafe extern "C" fn dma_buf_unmap_attachment(
         return;
     };
     // SAFETY: By the safety requirements.
-    unsafe { mapping::unmap(attach, sgt, direction, attach.buffer().assume_locked()) };
+    unsafe { mapping::unmap(attach.assume_locked(), sgt, direction) };
 }
 
 /// # Safety
@@ -351,9 +349,8 @@ unsafe extern "C" fn dma_buf_unmap_attachment_unlocked(
     let (Some(attach), Some(sgt)) = (unsafe { attachment(attach) }, table(sg_table)) else {
         return;
     };
-    let guard = attach.buffer().lock();
     // SAFETY: By the safety requirements.
-    unsafe { mapping::unmap(attach, sgt, direction, guard.held()) };
+    attach.with_lock(|attach| unsafe { mapping::unmap(attach, sgt, direction) });
 }
 
 fn table(sgt: *mut bindings::sg_table) -> Option<NonNull<bindings::sg_table>> {
@@ -434,9 +431,7 @@ unsafe extern "C" fn dma_buf_vmap(
     map: *mut bindings::iosys_map,
 ) -> c_int {
     // SAFETY: By the safety requirements.
-    unsafe {
-        vmap_with(dmabuf, map, |buf| buf.assume_locked().vmap())
-    }
+    unsafe { vmap_with(dmabuf, map, |buf| buf.assume_locked().vmap()) }
 }
 
 /// # Safety
@@ -449,9 +444,7 @@ unsafe extern "C" fn dma_buf_vmap_unlocked(
     map: *mut bindings::iosys_map,
 ) -> c_int {
     // SAFETY: By the safety requirements.
-    unsafe {
-        vmap_with(dmabuf, map, |buf| buf.lock().held().vmap())
-    }
+    unsafe { vmap_with(dmabuf, map, |buf| buf.lock().held().vmap()) }
 }
 
 /// # Safety
@@ -476,10 +469,7 @@ unsafe fn vmap_with(
 ///
 /// `dmabuf` must be NULL or a buffer whose reservation lock is held, `map` a vmap of it.
 #[export]
-unsafe extern "C" fn dma_buf_vunmap(
-    dmabuf: *mut bindings::dma_buf,
-    map: *mut bindings::iosys_map,
-) {
+unsafe extern "C" fn dma_buf_vunmap(dmabuf: *mut bindings::dma_buf, map: *mut bindings::iosys_map) {
     // SAFETY: By the safety requirements; `Map` is transparent.
     unsafe {
         if let Some(buf) = buffer(dmabuf) {

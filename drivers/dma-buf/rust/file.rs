@@ -7,7 +7,7 @@ use crate::{
     cpu_access,
     mapping::Direction,
     poll,
-    pseudo_fs::Shared,
+    pseudo_fs::Table,
     registry,
     seq::Seq,
     trace, //
@@ -39,40 +39,45 @@ use kernel::{
 
 /// Files with these operations are those of buffers. Post-mortem tools know the name.
 #[no_mangle]
-pub(crate) static dma_buf_fops: Shared<bindings::file_operations> =
-    Shared::new(bindings::file_operations {
-        release: Some(release),
-        mmap: Some(mmap),
-        llseek: Some(llseek),
-        poll: Some(poll),
-        unlocked_ioctl: Some(ioctl),
-        compat_ioctl: bindings::compat_ptr_ioctl,
-        show_fdinfo: Some(show_fdinfo),
-        ..pin_init::zeroed()
-    });
+pub(crate) static dma_buf_fops: Table<bindings::file_operations> =
+    // SAFETY: Function pointers, which nobody writes.
+    unsafe {
+        Table::new(bindings::file_operations {
+            release: Some(release),
+            mmap: Some(mmap),
+            llseek: Some(llseek),
+            poll: Some(poll),
+            unlocked_ioctl: Some(ioctl),
+            compat_ioctl: bindings::compat_ptr_ioctl,
+            show_fdinfo: Some(show_fdinfo),
+            ..pin_init::zeroed()
+        })
+    };
 
 /// The buffer of a file that has the operations of this module.
 ///
 /// # Safety
 ///
-/// `file` must point to such a file, and the result not be used after the file is released.
+/// `file` must point to such a file, which is referenced until the end of `'a`.
 unsafe fn buffer_of<'a>(file: *mut bindings::file) -> &'a Buffer {
     // SAFETY: A file gets these operations together with its buffer.
     unsafe { Buffer::from_raw((*file).private_data.cast()) }
 }
 
 unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
-    // SAFETY: `alloc_file_pseudo()` may put a file before it has a buffer, but does not call this
-    // operation for one that was never opened.
-    let buf = unsafe { buffer_of(file) };
+    // SAFETY: The caller passes a file with these operations.
+    let buf: *mut bindings::dma_buf = unsafe { (*file).private_data.cast() };
 
-    // SAFETY: The buffer was added when the file got it, and a file is released once.
-    unsafe { registry::remove(buf) };
+    // A file that did not get as far as to have a buffer has none in the registry either.
+    if !buf.is_null() {
+        // SAFETY: The buffer was added when the file got it, and a file is released once.
+        unsafe { registry::remove(buf) };
+    }
     0
 }
 
 /// Whether `pages` from `pgoff` on lie within the buffer.
-pub(crate) fn check_range(buf: &Buffer, pgoff: usize, pages: usize) -> Result {
+fn check_range(buf: &Buffer, pgoff: usize, pages: usize) -> Result {
     match pgoff.checked_add(pages) {
         Some(end) if end <= buf.size() >> PAGE_SHIFT => Ok(()),
         _ => Err(EINVAL),
@@ -80,7 +85,7 @@ pub(crate) fn check_range(buf: &Buffer, pgoff: usize, pages: usize) -> Result {
 }
 
 /// The number of pages of a mapping.
-pub(crate) fn vma_pages(vma: &VmaRef) -> usize {
+fn vma_pages(vma: &VmaRef) -> usize {
     (vma.end() - vma.start()) >> PAGE_SHIFT
 }
 
@@ -133,10 +138,10 @@ unsafe extern "C" fn poll(
 
 /// `struct dma_buf_sync`.
 #[repr(transparent)]
-struct Sync(bindings::dma_buf_sync);
+struct SyncArg(bindings::dma_buf_sync);
 
 // SAFETY: One integer.
-unsafe impl FromBytes for Sync {}
+unsafe impl FromBytes for SyncArg {}
 
 const IOCTL: u32 = bindings::DMA_BUF_BASE as u32;
 const SYNC: u32 = _IOW::<bindings::dma_buf_sync>(IOCTL, 0);
@@ -144,8 +149,7 @@ const SYNC: u32 = _IOW::<bindings::dma_buf_sync>(IOCTL, 0);
 const SET_NAME_A: u32 = _IOW::<u32>(IOCTL, 1);
 const SET_NAME_B: u32 = _IOW::<u64>(IOCTL, 1);
 #[cfg(CONFIG_SYNC_FILE)]
-const EXPORT_SYNC_FILE: u32 =
-    kernel::ioctl::_IOWR::<bindings::dma_buf_export_sync_file>(IOCTL, 2);
+const EXPORT_SYNC_FILE: u32 = kernel::ioctl::_IOWR::<bindings::dma_buf_export_sync_file>(IOCTL, 2);
 #[cfg(CONFIG_SYNC_FILE)]
 const IMPORT_SYNC_FILE: u32 = _IOW::<bindings::dma_buf_import_sync_file>(IOCTL, 3);
 
@@ -170,7 +174,7 @@ unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: c_uint, arg: c_ulong)
 }
 
 fn sync(buf: &Buffer, arg: UserPtr) -> Result {
-    let Sync(arg) = UserSlice::new(arg, size_of::<Sync>()).reader().read()?;
+    let SyncArg(arg) = UserSlice::new(arg, size_of::<SyncArg>()).reader().read()?;
 
     if arg.flags & !u64::from(bindings::DMA_BUF_SYNC_VALID_FLAGS_MASK) != 0 {
         return Err(EINVAL);
@@ -196,7 +200,7 @@ unsafe extern "C" fn show_fdinfo(m: *mut bindings::seq_file, file: *mut bindings
     // SAFETY: The caller has the seq file to itself while it is shown.
     let m = unsafe { Seq::from_raw(m) };
     // SAFETY: The file is valid. One reference is that of procfs, for this call.
-    let count = unsafe { bindings::file_count(buf.file()) } - 1;
+    let count = unsafe { bindings::file_count(buf.file()) }.wrapping_sub(1);
 
     seq_print!(m, "size:\t{}\ncount:\t{}\nexp_name:\t", buf.size(), count);
     m.text(buf.exp_name());

@@ -3,8 +3,10 @@
 //! Map and unmap: the DMA addresses of a buffer for one of its devices.
 
 use crate::{
-    attachment::Attachment,
-    buffer::Locked,
+    attachment::{
+        Attachment,
+        LockedAttachment, //
+    },
     resv::Usage, //
 };
 
@@ -28,10 +30,11 @@ use core::{
 pub(crate) type Direction = bindings::dma_data_direction;
 
 /// Keeps a buffer pinned for a mapping of an importer that cannot follow when it moves.
-struct Pin<'a> {
-    attach: &'a Attachment,
-    locked: Locked<'a>,
-}
+///
+/// # Invariants
+///
+/// One pin of the attachment is owned.
+struct Pin<'a>(LockedAttachment<'a>);
 
 impl<'a> Pin<'a> {
     /// Whether mappings of `attach` come with a pin.
@@ -39,46 +42,51 @@ impl<'a> Pin<'a> {
         attach.buffer().ops().pin.is_some() && !attach.is_dynamic()
     }
 
-    fn new(attach: &'a Attachment, locked: Locked<'a>) -> Result<Option<Self>> {
-        if !Self::is_needed(attach) {
+    fn new(attach: LockedAttachment<'a>) -> Result<Option<Self>> {
+        if !Self::is_needed(&attach) {
             return Ok(None);
         }
-        let result = attach.pin(locked);
+        let result = attach.pin();
         // An exporter must not let a buffer go where an attached device cannot reach it.
         warn_on!(result == Err(EBUSY));
         result?;
-        Ok(Some(Self { attach, locked }))
+        // INVARIANT: Just pinned.
+        Ok(Some(Self(attach)))
     }
 }
 
 impl Drop for Pin<'_> {
     fn drop(&mut self) {
-        self.attach.unpin(self.locked);
+        // SAFETY: The pin is owned by the type invariant.
+        unsafe { self.0.unpin() };
     }
 }
 
 /// A mapping of the exporter's.
+///
+/// # Invariants
+///
+/// `sgt` is a result of the exporter's `map_dma_buf` for `attach` and `direction`, and owned.
 struct Mapping<'a> {
     sgt: NonNull<bindings::sg_table>,
     direction: Direction,
-    attach: &'a Attachment,
-    _locked: Locked<'a>,
+    attach: LockedAttachment<'a>,
     // Dropped after the mapping.
     _pin: Option<Pin<'a>>,
 }
 
 impl<'a> Mapping<'a> {
-    fn new(attach: &'a Attachment, direction: Direction, locked: Locked<'a>) -> Result<Self> {
-        let pin = Pin::new(attach, locked)?;
+    fn new(attach: LockedAttachment<'a>, direction: Direction) -> Result<Self> {
+        let pin = Pin::new(attach)?;
         let map = attach.buffer().ops().map_dma_buf.ok_or(EINVAL)?;
 
         // SAFETY: The attachment is valid, and the reservation lock of its buffer is held.
         let sgt = from_err_ptr(unsafe { map(attach.as_raw(), direction) })?;
+        // INVARIANT: Just mapped.
         Ok(Self {
             sgt: NonNull::new(sgt).ok_or(ENOMEM)?,
             direction,
             attach,
-            _locked: locked,
             _pin: pin,
         })
     }
@@ -91,16 +99,15 @@ impl<'a> Mapping<'a> {
     /// used again.
     unsafe fn from_raw(
         sgt: NonNull<bindings::sg_table>,
-        attach: &'a Attachment,
+        attach: LockedAttachment<'a>,
         direction: Direction,
-        locked: Locked<'a>,
     ) -> Self {
+        // INVARIANT: By the safety requirements; the pin was given away with the mapping.
         Self {
             sgt,
             direction,
             attach,
-            _locked: locked,
-            _pin: Pin::is_needed(attach).then_some(Pin { attach, locked }),
+            _pin: Pin::is_needed(&attach).then(|| Pin(attach)),
         }
     }
 
@@ -112,8 +119,8 @@ impl<'a> Mapping<'a> {
 impl Drop for Mapping<'_> {
     fn drop(&mut self) {
         if let Some(unmap) = self.attach.buffer().ops().unmap_dma_buf {
-            // SAFETY: The table is a result of `map_dma_buf` for this attachment and direction,
-            // which is given back once, and the reservation lock of the buffer is held.
+            // SAFETY: The table is owned by the type invariant, and the reservation lock of the
+            // buffer is held.
             unsafe { unmap(self.attach.as_raw(), self.sgt.as_ptr(), self.direction) };
         }
     }
@@ -188,6 +195,10 @@ impl Hidden {
 }
 
 /// The DMA addresses and lengths of a table.
+///
+/// # Invariants
+///
+/// `left` mapped entries follow from `sg` on, itself included.
 struct DmaSegments {
     sg: *mut bindings::scatterlist,
     left: u32,
@@ -230,11 +241,10 @@ impl Iterator for DmaSegments {
 /// Pins first where the importer cannot follow a move; waits, interruptibly, for fences of the
 /// kernel's after the exporter mapped; hides the pages last.
 pub(crate) fn map(
-    attach: &Attachment,
+    attach: LockedAttachment<'_>,
     direction: Direction,
-    locked: Locked<'_>,
 ) -> Result<NonNull<bindings::sg_table>> {
-    let mapping = Mapping::new(attach, direction, locked)?;
+    let mapping = Mapping::new(attach, direction)?;
 
     // Dynamic importers wait themselves.
     if !attach.is_dynamic() {
@@ -249,15 +259,19 @@ pub(crate) fn map(
     };
 
     if cfg!(CONFIG_DMA_API_DEBUG) {
+        const MASK: usize = PAGE_SIZE - 1;
+
         // SAFETY: The exporter mapped the table.
-        let unaligned = unsafe { DmaSegments::new(shown) }
-            .find(|&(addr, len)| (addr | u64::from(len)) % PAGE_SIZE as u64 != 0);
+        let unaligned = unsafe { DmaSegments::new(shown) }.find(|&(addr, len)| {
+            addr & MASK as bindings::dma_addr_t != 0 || len as usize & MASK != 0
+        });
         if let Some((addr, len)) = unaligned {
             // SAFETY: No requirements.
             unsafe { bindings::dma_buf_shim_debug_unaligned(addr, len) };
         }
     }
 
+    // The importer owns the mapping, and gives it to `unmap()`.
     let _ = mapping.into_raw();
     Ok(shown)
 }
@@ -268,10 +282,9 @@ pub(crate) fn map(
 ///
 /// `sgt` must be a result of [`map`] for the same attachment and direction that is not used again.
 pub(crate) unsafe fn unmap(
-    attach: &Attachment,
+    attach: LockedAttachment<'_>,
     sgt: NonNull<bindings::sg_table>,
     direction: Direction,
-    locked: Locked<'_>,
 ) {
     let sgt = if cfg!(CONFIG_DMABUF_DEBUG) {
         // SAFETY: `map()` made the copy.
@@ -281,5 +294,5 @@ pub(crate) unsafe fn unmap(
     };
 
     // SAFETY: By the safety requirements.
-    drop(unsafe { Mapping::from_raw(sgt, attach, direction, locked) });
+    drop(unsafe { Mapping::from_raw(sgt, attach, direction) });
 }

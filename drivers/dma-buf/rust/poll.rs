@@ -56,32 +56,45 @@ impl Want {
         }
     }
 
-    fn slot(self, buf: &Buffer) -> *mut bindings::dma_buf_dma_buf_poll_cb_t {
-        // SAFETY: The fields are inside a valid buffer; only their address is taken.
+    /// # Safety
+    ///
+    /// `buf` must point to a buffer.
+    unsafe fn slot(self, buf: *mut bindings::dma_buf) -> *mut Slot {
+        // SAFETY: The fields are inside a buffer; only their address is taken.
         unsafe {
             match self {
-                Self::In => &raw mut (*buf.as_raw()).cb_in,
-                Self::Out => &raw mut (*buf.as_raw()).cb_out,
+                Self::In => &raw mut (*buf).cb_in,
+                Self::Out => &raw mut (*buf).cb_out,
             }
         }
     }
 }
 
+type Slot = bindings::dma_buf_dma_buf_poll_cb_t;
+
 /// The lock of the wait queue; it guards `active` of both slots.
-fn queue_lock(buf: &Buffer) -> &Lock<(), SpinLockIrqBackend> {
+///
+/// # Safety
+///
+/// `buf` must point to a buffer that is not released before the end of `'a`.
+unsafe fn queue_lock<'a>(buf: *mut bindings::dma_buf) -> &'a Lock<(), SpinLockIrqBackend> {
     // SAFETY: The wait queue was initialised with the buffer and lives as long.
-    unsafe { Lock::from_raw(&raw mut (*buf.as_raw()).poll.lock) }
+    unsafe { Lock::from_raw(&raw mut (*buf).poll.lock) }
 }
 
 /// Whether a callback is still to come. Such a callback holds a reference, so after the last one is
 /// gone the answer is no.
-pub(crate) fn is_pending(buf: &Buffer) -> bool {
-    let _guard = queue_lock(buf).lock();
+///
+/// # Safety
+///
+/// `buf` must point to a buffer that is not released meanwhile. Its file may be gone.
+pub(crate) unsafe fn is_pending(buf: *mut bindings::dma_buf) -> bool {
+    // SAFETY: By the safety requirements; `active` is read with the lock held.
+    unsafe {
+        let _guard = queue_lock(buf).lock();
 
-    // SAFETY: The lock of the queue is held.
-    [Want::In, Want::Out]
-        .into_iter()
-        .any(|want| unsafe { (*want.slot(buf)).active } != 0)
+        (*Want::In.slot(buf)).active != 0 || (*Want::Out.slot(buf)).active != 0
+    }
 }
 
 /// A claimed slot.
@@ -100,31 +113,34 @@ struct Claim {
 impl Claim {
     /// Claims a slot, unless it is busy or the buffer is about to be released.
     fn new(buf: &Buffer, want: Want) -> Option<Self> {
-        let buf = buf.try_get()?;
-        let guard = queue_lock(&buf).lock();
+        let raw = buf.as_raw();
 
-        // SAFETY: The lock of the queue is held.
-        let active = unsafe { &mut (*want.slot(&buf)).active };
-        if *active != 0 {
-            return None;
+        // SAFETY: The buffer is valid, its file is being polled, and `active` is used with the lock
+        // held.
+        unsafe {
+            let _guard = queue_lock(raw).lock();
+            let slot = want.slot(raw);
+
+            if (*slot).active != 0 {
+                return None;
+            }
+            let buf = Buffer::try_get(raw)?;
+            (*slot).active = want.mask();
+            // INVARIANT: Just set.
+            Some(Self { buf, want })
         }
-        *active = want.mask();
-        drop(guard);
-        // INVARIANT: Just set.
-        Some(Self { buf, want })
     }
 
     /// Leaves the claim to a callback of `fence`, or gives it back if that has signalled.
     fn wait_for(self, fence: Fence) -> Result<(), Self> {
         let this = ManuallyDrop::new(self);
-        let slot = this.want.slot(&this.buf);
 
         // SAFETY: The callback structure is in the slot that is ours, so not in use. It stays valid
         // because the callback owns the reference to the buffer that `this` does not drop.
         let ret = unsafe {
             bindings::dma_fence_add_callback(
                 fence.as_raw(),
-                &raw mut (*slot).cb,
+                &raw mut (*this.want.slot(this.buf.as_raw())).cb,
                 Some(fence_signaled),
             )
         };
@@ -137,7 +153,7 @@ impl Claim {
         }
     }
 
-    /// The claim and the fence that [`Self::wait_for`] left to the callback.
+    /// The fence and the claim that [`Self::wait_for`] left to the callback.
     ///
     /// # Safety
     ///
@@ -145,30 +161,26 @@ impl Claim {
     unsafe fn from_callback(
         fence: *mut bindings::dma_fence,
         cb: *mut bindings::dma_fence_cb,
-    ) -> (Self, Fence) {
-        let slot: *mut bindings::dma_buf_dma_buf_poll_cb_t = cb.cast();
+    ) -> (Fence, Self) {
+        let slot: *mut Slot = cb.cast();
 
-        // SAFETY: The callback structure is the first field of a slot, which is inside the buffer
-        // that its queue is in.
-        let (buf, active) = unsafe {
-            (
-                kernel::container_of!((*slot).poll, bindings::dma_buf, poll),
-                (*slot).active,
-            )
-        };
-        let want = if active == Want::In.mask() {
-            Want::In
-        } else {
-            Want::Out
-        };
-        // SAFETY: `wait_for()` left both references.
+        // INVARIANT: The slot was claimed by the value that `wait_for()` left.
+        // SAFETY: The callback structure is the first field of a slot, which points to the queue in
+        // its buffer. `wait_for()` left a reference to the buffer, and one to the fence.
         unsafe {
+            let buf = kernel::container_of!((*slot).poll, bindings::dma_buf, poll);
+            let want = if core::ptr::eq(slot, Want::In.slot(buf)) {
+                Want::In
+            } else {
+                Want::Out
+            };
+
             (
+                Fence::from_raw(NonNull::new_unchecked(fence)),
                 Self {
                     buf: ARef::from_raw(NonNull::new_unchecked(buf.cast())),
                     want,
                 },
-                Fence::from_raw(NonNull::new_unchecked(fence)),
             )
         }
     }
@@ -176,16 +188,19 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let _guard = queue_lock(&self.buf).lock();
+        let raw = self.buf.as_raw();
 
-        // SAFETY: The lock of the queue is held, which the call wants, and the slot is ours.
+        // SAFETY: The buffer is referenced. The lock of the queue is held, which the call wants,
+        // and the slot is ours.
         unsafe {
+            let _guard = queue_lock(raw).lock();
+
             bindings::__wake_up_locked_key(
-                &raw mut (*self.buf.as_raw()).poll,
+                &raw mut (*raw).poll,
                 bindings::TASK_NORMAL,
                 self.want.mask() as usize as *mut core::ffi::c_void,
             );
-            (*self.want.slot(&self.buf)).active = 0;
+            (*self.want.slot(raw)).active = 0;
         }
     }
 }
@@ -195,6 +210,7 @@ unsafe extern "C" fn fence_signaled(
     fence: *mut bindings::dma_fence,
     cb: *mut bindings::dma_fence_cb,
 ) {
+    // The fence goes first, the reference to the buffer last.
     // SAFETY: The arguments are those of this callback.
     drop(unsafe { Claim::from_callback(fence, cb) });
 }
@@ -205,7 +221,7 @@ fn is_ready(locked: Locked<'_>, want: Want) -> bool {
         return false;
     };
 
-    for fence in locked.resv().fences(want.usage()) {
+    for fence in locked.fences(want.usage()) {
         match claim.wait_for(fence) {
             Ok(()) => return false,
             Err(back) => claim = back,

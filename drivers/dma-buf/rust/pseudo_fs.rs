@@ -5,13 +5,15 @@
 //! Buffer, embedded reservation object and inode are one object of the filesystem's inode cache.
 //! Their lives differ in two ways, and both are served:
 //!
-//! - The buffer is released together with its dentry, so when its last file reference and its last
-//!   mapping are gone, however long somebody (an inotify watch, say) holds on to the inode. The
-//!   dentry of a buffer holds a reference to the inode of its own for that time.
+//! - The buffer is released when its dentry gives up the inode, so when its last file reference and
+//!   its last mapping are gone, however long somebody else (an inotify watch, say) keeps the inode.
 //! - The memory is freed with the inode, an RCU grace period after.
 
 use crate::{
-    buffer::Buffer,
+    buffer::{
+        self,
+        Buffer, //
+    },
     file, //
 };
 
@@ -70,39 +72,77 @@ static MOUNT: Atomic<*mut bindings::vfsmount> = Atomic::new(null_mut());
 /// The number of the last inode. The numbers of the generic allocator are not unique.
 static LAST_INO: Atomic<i64> = Atomic::new(0);
 
-/// A C structure in a static that C code reads, or writes under rules of its own.
+/// A structure in a static that is written by C code, or by Rust code under a lock.
 #[repr(transparent)]
-pub(crate) struct Shared<T>(pub(crate) Opaque<T>);
+pub(crate) struct Shared<T>(Opaque<T>);
 
-// SAFETY: Rust code only takes the address.
+// SAFETY: `as_ptr()` only takes the address; the rest is promised to `new()`.
 unsafe impl<T> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
-    pub(crate) const fn new(value: T) -> Self {
+    /// # Safety
+    ///
+    /// All users must follow rules that exclude data races.
+    pub(crate) const unsafe fn new(value: T) -> Self {
         Self(Opaque::new(value))
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut T {
+        self.0.get()
     }
 }
 
-static FS_TYPE: Shared<bindings::file_system_type> = Shared::new(bindings::file_system_type {
-    name: c"dmabuf".as_ptr().cast(),
-    init_fs_context: Some(init_fs_context),
-    kill_sb: Some(bindings::kill_anon_super),
-    ..pin_init::zeroed()
-});
+/// A table of operations in a static, for C code that only reads it.
+#[repr(transparent)]
+pub(crate) struct Table<T>(T);
 
-static SUPER_OPS: Shared<bindings::super_operations> = Shared::new(bindings::super_operations {
-    alloc_inode: Some(alloc_inode),
-    free_inode: Some(free_inode),
-    statfs: Some(bindings::simple_statfs),
-    ..pin_init::zeroed()
-});
+// SAFETY: Nobody writes the table, by the promise to `new()`.
+unsafe impl<T> Sync for Table<T> {}
 
-static DENTRY_OPS: Shared<bindings::dentry_operations> =
-    Shared::new(bindings::dentry_operations {
-        d_dname: Some(d_dname),
-        d_release: Some(d_release),
-        ..pin_init::zeroed()
-    });
+impl<T> Table<T> {
+    /// # Safety
+    ///
+    /// `value` must be plain data that nobody writes.
+    pub(crate) const unsafe fn new(value: T) -> Self {
+        Self(value)
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const T {
+        &self.0
+    }
+}
+
+static FS_TYPE: Shared<bindings::file_system_type> =
+    // SAFETY: Only the VFS uses it, with its locks.
+    unsafe {
+        Shared::new(bindings::file_system_type {
+            name: c"dmabuf".as_ptr().cast(),
+            init_fs_context: Some(init_fs_context),
+            kill_sb: Some(bindings::kill_anon_super),
+            ..pin_init::zeroed()
+        })
+    };
+
+static SUPER_OPS: Table<bindings::super_operations> =
+    // SAFETY: Function pointers, which nobody writes.
+    unsafe {
+        Table::new(bindings::super_operations {
+            alloc_inode: Some(alloc_inode),
+            free_inode: Some(free_inode),
+            statfs: Some(bindings::simple_statfs),
+            ..pin_init::zeroed()
+        })
+    };
+
+static DENTRY_OPS: Table<bindings::dentry_operations> =
+    // SAFETY: Function pointers, which nobody writes.
+    unsafe {
+        Table::new(bindings::dentry_operations {
+            d_dname: Some(d_dname),
+            d_iput: Some(d_iput),
+            ..pin_init::zeroed()
+        })
+    };
 
 /// Makes the inode cache and mounts the filesystem.
 pub(crate) fn init() -> Result {
@@ -121,7 +161,7 @@ pub(crate) fn init() -> Result {
     INODE_CACHE.store(cache, Release);
 
     // SAFETY: `FS_TYPE` is a filesystem type that is never freed.
-    let mount = from_err_ptr(unsafe { bindings::kern_mount(FS_TYPE.0.get()) })?;
+    let mount = from_err_ptr(unsafe { bindings::kern_mount(FS_TYPE.as_ptr()) })?;
     MOUNT.store(mount, Release);
     Ok(())
 }
@@ -149,8 +189,8 @@ unsafe extern "C" fn init_fs_context(fc: *mut bindings::fs_context) -> c_int {
     }
     // SAFETY: `init_pseudo()` returned a context that nobody else uses yet.
     unsafe {
-        (*ctx).ops = SUPER_OPS.0.get();
-        (*ctx).dops = DENTRY_OPS.0.get();
+        (*ctx).ops = SUPER_OPS.as_ptr();
+        (*ctx).dops = DENTRY_OPS.as_ptr();
     }
     0
 }
@@ -178,16 +218,19 @@ unsafe extern "C" fn alloc_inode(sb: *mut bindings::super_block) -> *mut binding
 }
 
 unsafe extern "C" fn free_inode(inode: *mut bindings::inode) {
-    // SAFETY: `alloc_inode()` took it from this cache, and a grace period has passed since the last
-    // use.
+    // SAFETY: `alloc_inode()` took it from this cache. Either nobody ever saw it, or a grace period
+    // has passed since somebody could.
     unsafe { bindings::kmem_cache_free(INODE_CACHE.load(Acquire), inode.cast()) };
 }
 
 /// A file of the filesystem, with the memory for its buffer.
+///
+/// # Invariants
+///
+/// `buf` points to zeroed memory that is valid for as long as the file is and not used by anybody
+/// else, `resv` to the same for a reservation object, which follows it.
 pub(crate) struct NewFile {
     pub(crate) file: ARef<File>,
-    /// Zeroed memory for the buffer, valid for as long as the file is, with room for the embedded
-    /// reservation object behind it.
     pub(crate) buf: NonNull<bindings::dma_buf>,
     pub(crate) resv: NonNull<bindings::dma_resv>,
 }
@@ -220,15 +263,16 @@ impl NewFile {
                 mount,
                 c"dmabuf".as_char_ptr(),
                 flags,
-                file::dma_buf_fops.0.get(),
+                file::dma_buf_fops.as_ptr(),
             )
         })
         // SAFETY: As above.
         .inspect_err(|_| unsafe { bindings::iput(inode) })?;
 
         let object: *mut BufferInode = inode.cast();
+        // INVARIANT: `alloc_inode()` made the object and zeroed these parts of it.
         // SAFETY: The file is new, and its one reference passes to the result; nobody has an fd for
-        // it. The inode is part of an object that `alloc_inode()` made.
+        // it. The inode is part of an object of the cache.
         Ok(unsafe {
             Self {
                 file: ARef::from_raw(NonNull::new_unchecked(file.cast())),
@@ -247,11 +291,9 @@ impl NewFile {
         let file = ARef::into_raw(self.file);
         let raw: *mut bindings::file = file.as_ptr().cast();
 
-        // SAFETY: The file is ours alone. Its dentry and inode live as long as it does. The inode
-        // reference is dropped by `d_release()`.
+        // SAFETY: The file is ours alone. Its dentry lives as long as it does.
         unsafe {
             (*raw).private_data = self.buf.as_ptr().cast();
-            bindings::ihold((*raw).f_inode);
             (*(*raw).__bindgen_anon_1.f_path.dentry).d_fsdata = self.buf.as_ptr().cast();
             (*self.buf.as_ptr()).file = raw;
         }
@@ -266,17 +308,24 @@ unsafe extern "C" fn d_dname(
     buffer: *mut c_char,
     len: c_int,
 ) -> *mut c_char {
-    // SAFETY: The caller holds the dentry, so its buffer has not been released; only dentries of
-    // buffers are asked for their name this way.
-    let buf = unsafe { Buffer::from_raw((*dentry).d_fsdata.cast()) };
-    // One that is longer than the limit is not possible.
+    // SAFETY: The caller holds the dentry.
+    let buf: *mut bindings::dma_buf = unsafe { (*dentry).d_fsdata.cast() };
     let mut copy = [0u8; bindings::DMA_BUF_NAME_LEN as usize];
 
-    buf.with_name(|name| {
-        let bytes = name.map_or(&b""[..], CStr::to_bytes);
-        let len = bytes.len().min(copy.len() - 1);
-        copy[..len].copy_from_slice(&bytes[..len]);
-    });
+    let copy_name = |name: Option<&CStr>| {
+        // The last byte stays NUL.
+        for (to, from) in copy
+            .iter_mut()
+            .take(bindings::DMA_BUF_NAME_LEN as usize - 1)
+            .zip(name.map_or(&b""[..], CStr::to_bytes))
+        {
+            *to = *from;
+        }
+    };
+
+    // SAFETY: The dentry is held and can be seen by others, so it has a buffer, which has not been
+    // released.
+    unsafe { buffer::with_name(buf, copy_name) };
     // SAFETY: The buffer and its length are the caller's, the format takes one string.
     unsafe {
         bindings::dynamic_dname(
@@ -288,18 +337,15 @@ unsafe extern "C" fn d_dname(
     }
 }
 
-unsafe extern "C" fn d_release(dentry: *mut bindings::dentry) {
-    // SAFETY: The caller passes a dentry of this filesystem that nobody uses any more.
-    let Some(buf) = NonNull::new(unsafe { (*dentry).d_fsdata }.cast::<bindings::dma_buf>()) else {
-        // The root, or a file that never became a buffer.
-        return;
-    };
-    // SAFETY: `publish()` set the pointer, so the buffer is part of an object of the cache.
-    let object = unsafe { kernel::container_of!(buf.as_ptr().cast::<Opaque<bindings::dma_buf>>(), BufferInode, buf) };
+/// The dentry gives up its inode, for nobody uses it any more.
+unsafe extern "C" fn d_iput(dentry: *mut bindings::dentry, inode: *mut bindings::inode) {
+    // SAFETY: The caller passes a dentry of this filesystem. It has no buffer if making its file
+    // failed.
+    let buf = NonNull::new(unsafe { (*dentry).d_fsdata }.cast::<bindings::dma_buf>());
 
-    // SAFETY: The last reference to the file is gone, and this runs once.
-    if unsafe { Buffer::release(buf) } {
-        // SAFETY: This is the reference of `publish()`.
-        unsafe { bindings::iput((*object).inode.get()) };
+    // SAFETY: A buffer here has no reference left, and this runs once for it.
+    if buf.is_none_or(|buf| unsafe { Buffer::release(buf) }) {
+        // SAFETY: The reference of the dentry passes to this function.
+        unsafe { bindings::iput(inode) };
     }
 }

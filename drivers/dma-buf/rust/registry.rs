@@ -3,8 +3,9 @@
 //! The live buffers.
 //!
 //! The list is C's, so that post-mortem tools find it by the symbol `dmabuf_list` and walk
-//! `struct dma_buf` by `list_node`. Its lock is held for a few instructions at a time: who iterates
-//! takes a reference to each buffer in turn, and the lock only to step.
+//! `struct dma_buf` by `list_node`. Who iterates holds a reference to one buffer at a time, and
+//! takes the lock only to step to the next. It is a mutex, because a step passes over buffers that
+//! lost their last reference and wait to be released, of which there may be many.
 
 use crate::{
     buffer::Buffer,
@@ -21,10 +22,14 @@ use core::ptr::null_mut;
 
 /// The head of the list, guarded by [`LIST`]. Post-mortem tools know the name.
 #[no_mangle]
-static dmabuf_list: Shared<bindings::list_head> = Shared::new(bindings::list_head {
-    next: null_mut(),
-    prev: null_mut(),
-});
+static dmabuf_list: Shared<bindings::list_head> =
+    // SAFETY: Only `List` uses it, with the lock held.
+    unsafe {
+        Shared::new(bindings::list_head {
+            next: null_mut(),
+            prev: null_mut(),
+        })
+    };
 
 /// Access to [`dmabuf_list`].
 ///
@@ -35,19 +40,18 @@ struct List(());
 
 kernel::sync::global_lock! {
     // SAFETY: `init()` is called before anything can be exported.
-    unsafe(uninit) static LIST: SpinLock<List> = List(());
+    unsafe(uninit) static LIST: Mutex<List> = List(());
 }
 
 impl List {
     /// Adds a buffer in front.
-    fn add(&mut self, buf: &Buffer) {
-        // SAFETY: The lock is held by the type invariant. The buffer is new, and on no list.
-        unsafe {
-            bindings::list_add(
-                &raw mut (*buf.as_raw()).list_node,
-                dmabuf_list.0.get(),
-            )
-        };
+    ///
+    /// # Safety
+    ///
+    /// The buffer must be on no list, and be removed before it is released.
+    unsafe fn add(&mut self, buf: &Buffer) {
+        // SAFETY: The lock is held by the type invariant; the rest by the safety requirements.
+        unsafe { bindings::list_add(&raw mut (*buf.as_raw()).list_node, dmabuf_list.as_ptr()) };
     }
 
     /// Removes a buffer.
@@ -55,32 +59,34 @@ impl List {
     /// # Safety
     ///
     /// The buffer must be on the list.
-    unsafe fn remove(&mut self, buf: &Buffer) {
+    unsafe fn remove(&mut self, buf: *mut bindings::dma_buf) {
         // SAFETY: The lock is held by the type invariant; the rest by the safety requirements.
-        unsafe { bindings::list_del(&raw mut (*buf.as_raw()).list_node) };
+        unsafe { bindings::list_del(&raw mut (*buf).list_node) };
     }
 
     /// The next buffer, or the first, that is not about to be released.
     fn next(&mut self, after: Option<&Buffer>) -> Option<ARef<Buffer>> {
         let mut node = match after {
-            // SAFETY: A referenced buffer is on the list.
+            // SAFETY: The field is inside a valid buffer; only its address is taken.
             Some(buf) => unsafe { &raw mut (*buf.as_raw()).list_node },
-            None => dmabuf_list.0.get(),
+            None => dmabuf_list.as_ptr(),
         };
 
         loop {
-            // SAFETY: The node is on the list, which does not change while the lock is held.
+            // SAFETY: The node is the head or that of a referenced buffer, which is on the list.
+            // The list does not change while the lock is held.
             node = unsafe { (*node).next };
-            if core::ptr::eq(node, dmabuf_list.0.get()) {
+            if core::ptr::eq(node, dmabuf_list.as_ptr()) {
                 return None;
             }
-            // SAFETY: All nodes but the head are in buffers. One on the list is valid even when its
-            // last reference is gone: it is removed before it is released, under this lock.
-            let buf = unsafe {
-                Buffer::from_raw(kernel::container_of!(node, bindings::dma_buf, list_node))
+            // SAFETY: All nodes but the head are in buffers. The file of one on the list has not
+            // been freed, even when its last reference is gone: it is removed before, with this
+            // lock.
+            let next = unsafe {
+                Buffer::try_get(kernel::container_of!(node, bindings::dma_buf, list_node))
             };
-            if let Some(buf) = buf.try_get() {
-                return Some(buf);
+            if next.is_some() {
+                return next;
             }
         }
     }
@@ -94,14 +100,19 @@ impl List {
 pub(crate) unsafe fn init() {
     // SAFETY: By the safety requirements.
     unsafe {
-        bindings::INIT_LIST_HEAD(dmabuf_list.0.get());
+        bindings::INIT_LIST_HEAD(dmabuf_list.as_ptr());
         LIST.init();
     }
 }
 
-/// Adds a buffer that was just made.
-pub(crate) fn add(buf: &Buffer) {
-    LIST.lock().add(buf);
+/// Adds a buffer.
+///
+/// # Safety
+///
+/// The buffer must be new, and be removed when its file is released.
+pub(crate) unsafe fn add(buf: &Buffer) {
+    // SAFETY: By the safety requirements.
+    unsafe { LIST.lock().add(buf) };
 }
 
 /// Removes a buffer whose last reference is gone.
@@ -109,7 +120,7 @@ pub(crate) fn add(buf: &Buffer) {
 /// # Safety
 ///
 /// The buffer must have been added, and not been removed.
-pub(crate) unsafe fn remove(buf: &Buffer) {
+pub(crate) unsafe fn remove(buf: *mut bindings::dma_buf) {
     // SAFETY: By the safety requirements.
     unsafe { LIST.lock().remove(buf) };
 }

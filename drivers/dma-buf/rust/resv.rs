@@ -4,20 +4,18 @@
 //!
 //! C header: [`include/linux/dma-resv.h`](srctree/include/linux/dma-resv.h)
 
+use crate::buffer::Locked;
+
 use kernel::{
     bindings,
     error::{
         to_result,
         Result, //
     },
-    types::{
-        NotThreadSafe,
-        Opaque, //
-    }, //
+    types::Opaque, //
 };
 
 use core::{
-    marker::PhantomData,
     mem::ManuallyDrop,
     ptr::NonNull, //
 };
@@ -69,44 +67,37 @@ impl Resv {
     }
 
     /// Takes the lock. Sleeps; cannot be interrupted.
-    pub(crate) fn lock(&self) -> ResvGuard<'_> {
+    ///
+    /// For [`Buffer::lock`](crate::buffer::Buffer::lock), whose guard gives it back.
+    pub(crate) fn acquire(&self) {
         // SAFETY: The object is initialised by the type invariant. Without an acquire context the
         // call cannot fail: there is no other lock to back off for.
         unsafe { bindings::dma_resv_lock(self.as_raw(), core::ptr::null_mut()) };
-        // INVARIANT: The lock was just taken.
-        ResvGuard {
-            resv: self,
-            _not_send: NotThreadSafe,
-        }
     }
 
     /// Takes the lock, or fails with `EINTR` when a signal arrives first.
     #[cfg(CONFIG_DEBUG_FS)]
-    pub(crate) fn lock_interruptible(&self) -> Result<ResvGuard<'_>> {
+    pub(crate) fn acquire_interruptible(&self) -> Result {
         // SAFETY: The object is initialised by the type invariant.
         to_result(unsafe {
             bindings::dma_resv_lock_interruptible(self.as_raw(), core::ptr::null_mut())
-        })?;
-        // INVARIANT: The lock was just taken.
-        Ok(ResvGuard {
-            resv: self,
-            _not_send: NotThreadSafe,
         })
     }
 
-    /// Vouches that the caller's caller holds the lock; lockdep checks it.
+    /// Gives the lock back.
     ///
     /// # Safety
     ///
-    /// The lock must be held by the current context, and stay so for as long as the result lives.
-    pub(crate) unsafe fn assume_held(&self) -> ResvHeld<'_> {
+    /// The caller must own the lock.
+    pub(crate) unsafe fn release(&self) {
+        // SAFETY: By the safety requirements.
+        unsafe { bindings::dma_resv_unlock(self.as_raw()) };
+    }
+
+    /// Lets lockdep check that the current context holds the lock.
+    pub(crate) fn assert_held(&self) {
         // SAFETY: The object is initialised by the type invariant.
         unsafe { bindings::dma_resv_assert_held(self.as_raw()) };
-        // INVARIANT: By the safety requirements.
-        ResvHeld {
-            resv: self,
-            _not_send: NotThreadSafe,
-        }
     }
 
     /// Tells lockdep that the caller may take this lock.
@@ -123,12 +114,7 @@ impl Resv {
 
         // SAFETY: The object is initialised by the type invariant.
         let ret = unsafe {
-            bindings::dma_resv_wait_timeout(
-                self.as_raw(),
-                usage as u32,
-                true,
-                MAX_SCHEDULE_TIMEOUT,
-            )
+            bindings::dma_resv_wait_timeout(self.as_raw(), usage as u32, true, MAX_SCHEDULE_TIMEOUT)
         };
         // CAST: A negative result is an error number and fits; others are no error.
         to_result(ret.min(0) as i32)
@@ -149,65 +135,27 @@ impl Resv {
     }
 }
 
-/// The lock of a reservation object, given back on drop.
-///
-/// # Invariants
-///
-/// The lock belongs to this guard.
-#[must_use = "the lock is given back when the guard is dropped"]
-pub(crate) struct ResvGuard<'a> {
-    resv: &'a Resv,
-    _not_send: NotThreadSafe,
-}
-
-impl ResvGuard<'_> {
-    /// The proof that the lock is held, for as long as the guard is borrowed.
-    pub(crate) fn held(&self) -> ResvHeld<'_> {
-        // INVARIANT: The lock is held for as long as the guard exists.
-        ResvHeld {
-            resv: self.resv,
-            _not_send: NotThreadSafe,
-        }
-    }
-}
-
-impl Drop for ResvGuard<'_> {
-    fn drop(&mut self) {
-        // SAFETY: The lock belongs to this guard by the type invariant.
-        unsafe { bindings::dma_resv_unlock(self.resv.as_raw()) };
-    }
-}
-
-/// The proof that the lock of a reservation object is held, whoever took it.
-///
-/// # Invariants
-///
-/// The lock is held by the current context for `'a`.
-#[derive(Copy, Clone)]
-pub(crate) struct ResvHeld<'a> {
-    resv: &'a Resv,
-    _not_send: NotThreadSafe,
-}
-
-impl<'a> ResvHeld<'a> {
+/// What the lock guards.
+impl<'a> Locked<'a> {
     /// The fences of `usage`, each with a reference of its own.
     pub(crate) fn fences(self, usage: Usage) -> Fences<'a> {
         let mut cursor: bindings::dma_resv_iter = pin_init::zeroed();
 
-        cursor.obj = self.resv.as_raw();
+        cursor.obj = self.resv().as_raw();
         cursor.usage = usage as u32;
+        // INVARIANT: Set up the way `dma_resv_iter_begin()` does it.
         Fences {
             cursor,
             started: false,
-            _held: PhantomData,
+            _locked: self,
         }
     }
 
     /// Makes room for `count` more fences.
     #[cfg(CONFIG_SYNC_FILE)]
-    pub(crate) fn reserve_fences(&self, count: u32) -> Result {
+    pub(crate) fn reserve_fences(self, count: u32) -> Result {
         // SAFETY: The lock is held by the type invariant.
-        to_result(unsafe { bindings::dma_resv_reserve_fences(self.resv.as_raw(), count) })
+        to_result(unsafe { bindings::dma_resv_reserve_fences(self.resv().as_raw(), count) })
     }
 
     /// Adds a fence.
@@ -216,35 +164,38 @@ impl<'a> ResvHeld<'a> {
     ///
     /// Room for it must have been made by [`Self::reserve_fences`] since the lock was taken.
     #[cfg(CONFIG_SYNC_FILE)]
-    pub(crate) unsafe fn add_fence(&self, fence: &Fence, usage: Usage) {
+    pub(crate) unsafe fn add_fence(self, fence: &Fence, usage: Usage) {
         // SAFETY: The lock is held by the type invariant, and there is room by the safety
         // requirements. The callee takes a reference of its own.
-        unsafe {
-            bindings::dma_resv_add_fence(self.resv.as_raw(), fence.as_raw(), usage as u32)
-        };
+        unsafe { bindings::dma_resv_add_fence(self.resv().as_raw(), fence.as_raw(), usage as u32) };
     }
 
     /// Writes the state of each fence into a seq file.
     #[cfg(CONFIG_DEBUG_FS)]
-    pub(crate) fn describe(&self, m: &crate::seq::Seq<'_>) {
+    pub(crate) fn describe(self, m: &crate::seq::Seq<'_>) {
         // SAFETY: The lock is held by the type invariant, and `m` is valid for this call.
-        unsafe { bindings::dma_resv_describe(self.resv.as_raw(), m.as_raw()) };
+        unsafe { bindings::dma_resv_describe(self.resv().as_raw(), m.as_raw()) };
     }
 }
 
 /// Iterator over the fences of a locked reservation object.
+///
+/// # Invariants
+///
+/// The cursor is one for the reservation object whose lock is held, and has been started if
+/// `started` is set.
 pub(crate) struct Fences<'a> {
     cursor: bindings::dma_resv_iter,
     started: bool,
-    _held: PhantomData<ResvHeld<'a>>,
+    _locked: Locked<'a>,
 }
 
 impl Iterator for Fences<'_> {
     type Item = Fence;
 
     fn next(&mut self) -> Option<Fence> {
-        // SAFETY: The lock is held for as long as `self` lives, and the cursor was set up for this
-        // object the way `dma_resv_iter_begin()` does it.
+        // SAFETY: The lock is held for as long as `self` lives, and the cursor is what the
+        // functions want by the type invariants.
         let fence = unsafe {
             if self.started {
                 bindings::dma_resv_iter_next(&mut self.cursor)
@@ -327,6 +278,11 @@ impl Drop for Fence {
 }
 
 /// Iterator over the plain fences inside a fence; see [`Fence::unwrapped`].
+///
+/// # Invariants
+///
+/// The cursor is zeroed until `started` is set; then `cursor.chain` is NULL or a reference that is
+/// owned.
 #[cfg(CONFIG_SYNC_FILE)]
 pub(crate) struct Unwrapped<'a> {
     cursor: bindings::dma_fence_unwrap,

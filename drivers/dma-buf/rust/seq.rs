@@ -26,6 +26,7 @@ impl<'a> Seq<'a> {
         Self(m, PhantomData)
     }
 
+    #[cfg(CONFIG_DEBUG_FS)]
     pub(crate) fn as_raw(&self) -> *mut bindings::seq_file {
         self.0
     }

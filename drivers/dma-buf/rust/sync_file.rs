@@ -60,8 +60,7 @@ fn is_write(flags: u32) -> Result<bool> {
 ///
 /// `EFAULT`, `EINVAL` for bad flags, `EMFILE`, `ENOMEM`. Nothing is left behind.
 pub(crate) fn export(buf: &Buffer, arg: UserPtr) -> Result {
-    let (mut reader, mut writer) =
-        UserSlice::new(arg, size_of::<ExportArg>()).reader_writer();
+    let (mut reader, mut writer) = UserSlice::new(arg, size_of::<ExportArg>()).reader_writer();
     let mut arg: ExportArg = reader.read()?;
     let write = is_write(arg.0.flags)?;
 
@@ -96,7 +95,9 @@ fn new_sync_file(fence: &Fence) -> Result<ARef<File>> {
 ///
 /// `EFAULT`, `EINVAL` for bad flags or a descriptor that is not a sync file's, `ENOMEM`.
 pub(crate) fn import(buf: &Buffer, arg: UserPtr) -> Result {
-    let arg: ImportArg = UserSlice::new(arg, size_of::<ImportArg>()).reader().read()?;
+    let arg: ImportArg = UserSlice::new(arg, size_of::<ImportArg>())
+        .reader()
+        .read()?;
     let usage = if is_write(arg.0.flags)? {
         Usage::Write
     } else {
@@ -114,13 +115,13 @@ pub(crate) fn import(buf: &Buffer, arg: UserPtr) -> Result {
     }
 
     let guard = buf.lock();
-    let resv = guard.held().resv();
+    let locked = guard.held();
 
-    resv.reserve_fences(count.try_into()?)?;
+    locked.reserve_fences(count.try_into()?)?;
     // A chain may be shorter by now, but not longer.
     for fence in fence.unwrapped().take(count) {
         // SAFETY: There is room for `count` fences, and the lock is still held.
-        unsafe { resv.add_fence(&fence, usage) };
+        unsafe { locked.add_fence(&fence, usage) };
     }
     Ok(())
 }

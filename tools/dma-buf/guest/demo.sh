@@ -8,11 +8,11 @@ node() {
 }
 
 demo() {
-	local pipe="/work/programs/dmabuf-pipe --m2m $(node vim2m)" failed=0
-	local contig vmalloc heap
+	local pipe contig vmalloc heap failed=0
+	pipe="/work/programs/dmabuf-pipe --m2m $(node vim2m)"
 	contig=$(node vivid-000-vid-cap)
 	vmalloc=$(node vivid-001-vid-cap)
-	heap=$(ls /dev/dma_heap/* | grep -v /system | head -n 1)
+	heap=$(find /dev/dma_heap -type c ! -name 'system*' | sort | head -n 1)
 
 	echo "$(uname -srm), dma-buf core: $(core)"
 	echo
@@ -37,3 +37,4 @@ modprobe vivid n_devs=2 allocators=1,0
 modprobe vim2m
 demo >$out/demo.txt 2>&1
 echo $? >$out/demo.rc
+true

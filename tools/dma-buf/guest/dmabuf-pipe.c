@@ -28,9 +28,8 @@
 #include <linux/videodev2.h>
 
 #define NUM_BUFS	4
-#define TIMEOUT_S	10
+#define TIMEOUT_MS	10000
 #define BUFINFO		"/sys/kernel/debug/dma_buf/bufinfo"
-
 #define EXIT_USAGE	2
 #define EXIT_SKIP	4	/* what kselftest takes for "skipped" */
 
@@ -61,7 +60,6 @@ static void __attribute__((noreturn, format(printf, 1, 2))) die(const char *fmt,
 {
 	va_list ap;
 
-	fflush(stdout);
 	fprintf(stderr, "dmabuf-pipe: ");
 	va_start(ap, fmt);
 	vfprintf(stderr, fmt, ap);
@@ -121,8 +119,8 @@ static void set_format(const struct queue *q)
 	pix->pixelformat = V4L2_PIX_FMT_RGB24;
 	pix->field = V4L2_FIELD_NONE;
 	QUEUE_IOCTL(q, VIDIOC_S_FMT, &f);
-	if (pix->width != width || pix->height != height ||
-	    pix->pixelformat != V4L2_PIX_FMT_RGB24 || pix->field != V4L2_FIELD_NONE)
+	if (pix->width != width || pix->height != height || pix->field != V4L2_FIELD_NONE ||
+	    pix->pixelformat != V4L2_PIX_FMT_RGB24)
 		QUEUE_DIE(q, "asked for %ux%u RGB3 field 1, got %ux%u %.4s field %u", width, height,
 			  pix->width, pix->height, (char *)&pix->pixelformat, pix->field);
 	if (pix->bytesperline != line_size || pix->sizeimage != frame_size)
@@ -247,20 +245,18 @@ static void enqueue(const struct queue *q, unsigned int index)
 	QUEUE_IOCTL(q, VIDIOC_QBUF, &b);
 }
 
-/* Waits for a buffer of the queue; returns its index, and its sequence number in *seq. */
-static unsigned int dequeue(const struct queue *q, __u32 *seq)
+/* Waits for a buffer of the queue: which one is the choice of the driver. */
+static struct v4l2_buffer dequeue(const struct queue *q)
 {
 	struct v4l2_buffer b = { .type = q->type, .memory = q->memory };
 	struct pollfd pfd = {
 		.fd = q->fd,
 		.events = V4L2_TYPE_IS_OUTPUT(q->type) ? POLLOUT : POLLIN,
 	};
-	int ret = poll(&pfd, 1, TIMEOUT_S * 1000);
+	int ret = poll(&pfd, 1, TIMEOUT_MS);
 
-	if (ret < 0)
-		QUEUE_DIE(q, "poll: %s", strerror(errno));
-	if (!ret)
-		QUEUE_DIE(q, "no buffer within %d s", TIMEOUT_S);
+	if (ret <= 0)
+		QUEUE_DIE(q, "poll: %s", ret ? strerror(errno) : "no buffer in time");
 	if (!(pfd.revents & pfd.events))
 		QUEUE_DIE(q, "poll: unexpected events %#x", pfd.revents);
 
@@ -271,9 +267,7 @@ static unsigned int dequeue(const struct queue *q, __u32 *seq)
 		QUEUE_DIE(q, "buffer %u has the error flag", b.index);
 	if (b.bytesused != frame_size)
 		QUEUE_DIE(q, "buffer %u has %u bytes, not %zu", b.index, b.bytesused, frame_size);
-	if (seq)
-		*seq = b.sequence;
-	return b.index;
+	return b;
 }
 
 static void sync_shared(unsigned int index, __u64 flags)
@@ -297,12 +291,10 @@ static void compare(unsigned int frame, const unsigned char *in, const unsigned 
 		const unsigned char *want = in + (flip ? height - 1 - y : y) * line_size;
 		const unsigned char *got = res + y * line_size;
 
-		if (!memcmp(want, got, line_size))
-			continue;
-		for (x = 0; want[x] == got[x] && x < line_size - 1; x++)
-			;
-		die("%s: frame %u: byte %zu of line %u of the result is %#04x, should be %#04x",
-		    input.path, frame, x, y, got[x], want[x]);
+		for (x = 0; x < line_size; x++)
+			if (got[x] != want[x])
+				die("%s: frame %u: byte %zu of line %u is %#04x, should be %#04x",
+				    result.path, frame, x, y, got[x], want[x]);
 	}
 }
 
@@ -364,43 +356,50 @@ static void print_bufinfo(void)
 static unsigned int run_pipe(void)
 {
 	uint64_t *sums = calloc(frames, sizeof(*sums));
-	unsigned int distinct = 0;
-	__u32 seq, last_seq = 0;
-	unsigned int frame;
+	unsigned int frame, distinct = 0;
+	__u32 first = 0, last = 0;	/* sequence numbers */
 
 	if (!sums)
 		die("calloc: %s", strerror(errno));
 
 	for (frame = 0; frame < frames; frame++) {
-		unsigned int in, res;
+		struct v4l2_buffer in, res;
+		const unsigned char *in_map, *res_map;
 
 		if (bufinfo && frame == frames / 2)
 			print_bufinfo();
 
-		in = dequeue(&capture, &seq);
-		if (frame && seq <= last_seq)
-			die("%s: sequence number %u after %u", capture.path, seq, last_seq);
-		last_seq = seq;
+		in = dequeue(&capture);
+		/* Not "<=": vivid repeats a number if drawing takes most of a frame period. */
+		if (frame && in.sequence < last)
+			die("%s: sequence number %u after %u", capture.path, in.sequence, last);
+		last = in.sequence;
+		if (!frame)
+			first = last;
 
-		enqueue(&input, in);
-		res = dequeue(&result, NULL);
-		if (dequeue(&input, NULL) != in)
-			QUEUE_DIE(&input, "returned another buffer than %u", in);
+		enqueue(&input, in.index);
+		res = dequeue(&result);
+		if (dequeue(&input).index != in.index)
+			QUEUE_DIE(&input, "returned another buffer than %u", in.index);
 
-		sync_shared(in, DMA_BUF_SYNC_START);
-		compare(frame, shared_map[in], result_map[res]);
-		distinct = add_distinct(sums, distinct, checksum(shared_map[in]));
+		in_map = shared_map[in.index];
+		res_map = result_map[res.index];
+		sync_shared(in.index, DMA_BUF_SYNC_START);
+		compare(frame, in_map, res_map);
+		distinct = add_distinct(sums, distinct, checksum(in_map));
 		if (out && !frame) {
-			write_ppm("input", shared_map[in]);
-			write_ppm("output", result_map[res]);
+			write_ppm("input", in_map);
+			write_ppm("output", res_map);
 		}
-		sync_shared(in, DMA_BUF_SYNC_END);
+		sync_shared(in.index, DMA_BUF_SYNC_END);
 
-		enqueue(&result, res);
-		enqueue(&capture, in);
+		enqueue(&result, res.index);
+		enqueue(&capture, in.index);
 	}
 	free(sums);
 
+	if (frames >= 10 && last == first)
+		die("%s: all %u frames have sequence number %u", capture.path, frames, last);
 	if (frames >= 10 && distinct < 2)
 		die("%s: all %u frames are the same, which proves little", capture.path, frames);
 	return distinct;
@@ -441,11 +440,9 @@ static void parse_options(int argc, char **argv)
 		if (optarg)
 			*args[c] = optarg;
 	}
-	if (optind != argc || !capture.path || !input.path || !export)
-		usage();
-	if (strcmp(export, "capture") && strcmp(export, "m2m") && strcmp(export, "heap"))
-		usage();
-	if (sscanf(frames_arg, "%6u%c", &frames, &end) != 1 ||
+	if (optind != argc || !capture.path || !input.path || !export ||
+	    (strcmp(export, "capture") && strcmp(export, "m2m") && strcmp(export, "heap")) ||
+	    sscanf(frames_arg, "%6u%c", &frames, &end) != 1 ||
 	    sscanf(size_arg, "%4ux%4u%c", &width, &height, &end) != 2)
 		usage();
 	/* scanf() reads -1 as a large number. */
@@ -486,7 +483,8 @@ int main(int argc, char **argv)
 	QUEUE_IOCTL(&result, VIDIOC_STREAMOFF, &result.type);
 	destroy_buffers();
 
-	printf("dmabuf-pipe: %u frames from %s through %s, %s exports, all equal (%u distinct), %.1f fps\n",
-	       frames, capture_cap.card, m2m_cap.card, export, distinct, frames / seconds);
+	printf("dmabuf-pipe: %u frames from %s through %s, %s exports, ",
+	       frames, capture_cap.card, m2m_cap.card, export);
+	printf("all equal (%u distinct), %.1f fps\n", distinct, frames / seconds);
 	return 0;
 }

@@ -59,7 +59,7 @@ made() {
 
 # begin NAME: remove what there is of NAME, and say where to make it anew.
 begin() {
-	rm -rf "${CACHE:?}/$1.key" "${CACHE:?}/$1" "${CACHE:?}/$1.tmp"
+	rm -rf --one-file-system "${CACHE:?}/$1.key" "${CACHE:?}/$1" "${CACHE:?}/$1.tmp"
 	echo "$CACHE/$1.tmp"
 }
 
@@ -77,8 +77,15 @@ need_space() {
 		"make room, or put the cache elsewhere with --cache DIR"
 }
 
-# lock_cache: one workbench at a time in a cache.
-lock_cache() {
+# open_cache: make the cache, or check that it is one, and see that one workbench at a time uses it.
+open_cache() {
+	mkdir -p "$CACHE" 2>/dev/null || die "cannot make $CACHE" "choose another folder with --cache DIR"
+	CACHE=$(cd "$CACHE" && pwd)
+	if [ ! -e "$CACHE/.dma-buf-workbench" ]; then
+		[ -z "$(ls -A "$CACHE")" ] || die "$CACHE has files in it that are not the workbench's" \
+			"choose an empty folder with --cache DIR"
+		: >"$CACHE/.dma-buf-workbench" || die "cannot write to $CACHE" "choose another with --cache DIR"
+	fi
 	mkdir -p "$CACHE/log"
 	exec 9>"$CACHE/lock"
 	flock -n 9 || die "another run is using $CACHE" "wait for it, or use --cache DIR"

@@ -35,7 +35,7 @@ build() {
 		"$BENCH/config/core-$1.config")
 	IMAGE=$CACHE/$name
 	want=$(key "$(git -C "$TREE" rev-parse 'HEAD^{tree}')" "$(cat "${fragments[@]}")" \
-		"$(cat "$CACHE/toolchain.key" 2>/dev/null || in_tools rustc --version)")
+		"$(in_tools sh -c 'rustc --version; clang --version; bindgen --version')")
 	made "$name" "$want" && { say "kernel: $core core, $config: built already"; return; }
 	need_space 10
 	say "kernel: building, $core core, $config (20 minutes on 2 cores when there is nothing yet)"
@@ -65,17 +65,12 @@ build_programs() {
 	tmp=$(begin programs)
 	mkdir -p "$tmp"
 	logged "$CACHE/log/headers.log" kmake "$out" headers || die "the kernel's headers do not build"
-	for t in dmabuf-heaps sync drivers/dma-buf; do
+	for t in dmabuf-heaps sync drivers/dma-buf dma-buf; do
 		mkdir -p "$tmp/$t"
 		(cd "$TREE" && logged "$CACHE/log/selftest-${t##*/}.log" in_tools make -C "$tests/$t" \
 			ARCH=arm64 CC=aarch64-linux-gnu-gcc OUTPUT="$tmp/$t" \
 			KHDR_INCLUDES="-isystem $out/usr/include") || die "selftest $t does not build"
 	done
-	mkdir -p "$tmp/iommu"
-	(cd "$TREE" && logged "$CACHE/log/selftest-iommu.log" in_tools make -C "$tests/iommu" \
-		ARCH=arm64 CC=aarch64-linux-gnu-gcc OUTPUT="$tmp/iommu" \
-		KHDR_INCLUDES="-isystem $out/usr/include" "$tmp/iommu/iommufd") ||
-		die "selftest iommu does not build"
 	for t in "$BENCH"/guest/*.c; do
 		t=$(basename "$t" .c)
 		logged "$CACHE/log/program-$t.log" in_tools aarch64-linux-gnu-gcc -static -O2 -Wall -Wextra \

@@ -38,9 +38,8 @@ mirror() {
 	fi
 	have apt-get || die "this machine is not a Debian, so there is no mirror to take from it" \
 		"name one with --mirror URL"
-	uri=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' |
-		grep -vE 'security|updates|backports' | grep -E '/debian/? ' | head -n 1 |
-		cut -d ' ' -f 1)
+	uri=$(apt-get indextargets --format '$(ORIGIN) $(REPO_URI) $(CODENAME)' 'Created-By: Packages' |
+		sed -nE '/security|updates|backports/!s/^(Debian)? ([^ ]*debian\/?) .*/\2/p' | head -n 1 || true)
 	[ -n "$uri" ] || die "no Debian mirror in this machine's package configuration" \
 		"name one with --mirror URL"
 	echo "$uri"
@@ -66,7 +65,7 @@ apt_get_from() {
 host_toolchain_ok() {
 	local cmd
 	for cmd in make clang ld.lld llvm-objcopy rustc rustfmt clippy-driver bindgen flex bison bc \
-		perl python3 git sparse aarch64-linux-gnu-gcc qemu-system-aarch64 depmod; do
+		perl python3 git sparse ccache aarch64-linux-gnu-gcc qemu-system-aarch64 depmod; do
 		have "$cmd" || { echo "no $cmd"; return 1; }
 	done
 	[ -e "$(rustc --print sysroot)/lib/rustlib/src/rust/library/core/src/lib.rs" ] ||
@@ -101,12 +100,14 @@ get_toolchain() {
 		need_space 30
 		say "toolchain: making a Debian $SUITE root (this machine's does not do: $why)"
 		tmp=$(begin toolchain)
-		logged "$CACHE/log/toolchain.log" mmdebstrap --variant=minbase \
+		logged "$CACHE/log/toolchain.log" mmdebstrap --variant=minbase --keyring="$KEYRING" \
 			--include="$TOOLCHAIN_PACKAGES" "$SUITE" "$tmp" "$(mirror)" ||
 			die "mmdebstrap could not make the toolchain" \
 				"check the network and the mirror; the log is $CACHE/log/toolchain.log"
 		finish toolchain "$want"
 	fi
+	in_tools true || die "cannot run a command in $TOOLS" \
+		"making mount namespaces needs CAP_SYS_ADMIN: run as root outside of a restricted container"
 	say "toolchain: $TOOLS ($(in_tools rustc --version))"
 }
 
@@ -114,12 +115,12 @@ get_toolchain() {
 #
 # In a root of its own, it sees the cache, the repository and the kernel at the paths they have.
 in_tools() {
-	local env=(HOME="$CACHE" CCACHE_DIR="$CACHE/ccache" LANG=C.UTF-8 TERM=dumb
-		PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
+	local env=(CCACHE_DIR="$CACHE/ccache" CCACHE_COMPILERCHECK=content LANG=C.UTF-8 TERM=dumb)
 	if [ "$TOOLS" = / ]; then
-		env "${env[@]}" PATH="$PATH" "$@"
+		env "${env[@]}" "$@"
 		return
 	fi
+	env+=(HOME="$CACHE" PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
 	# shellcheck disable=SC2016
 	unshare --mount --propagation private bash -c '
 		set -e
@@ -202,13 +203,9 @@ fetch_source() {
 GIT_ID=(-c user.name=workbench -c user.email=workbench@localhost -c commit.gpgsign=false)
 
 git_init() {
-	cd "$1"
-	git init -q -b base-branch
-	git config gc.auto 0
 	# Forced: Debian's .gitignore hides everything.
-	git add -A -f .
-	git "${GIT_ID[@]}" commit -q -m "Linux $LINUX_VERSION"
-	git tag base
+	cd "$1" && git init -q -b base-branch && git config gc.auto 0 && git add -A -f . &&
+		git "${GIT_ID[@]}" commit -q -m "Linux $LINUX_VERSION" && git tag base
 }
 
 # get_rootfs: a small arm64 Debian at $CACHE/rootfs, unpacked but not configured.
@@ -221,7 +218,7 @@ get_rootfs() {
 	say "guest: making an arm64 root of Debian packages"
 	tmp=$(begin rootfs)
 	logged "$CACHE/log/rootfs.log" mmdebstrap --variant=extract --architectures=arm64 \
-		--include="$GUEST_PACKAGES" "$SUITE" "$tmp" "$(mirror)" ||
+		--keyring="$KEYRING" --include="$GUEST_PACKAGES" "$SUITE" "$tmp" "$(mirror)" ||
 		die "mmdebstrap could not make the guest's root" \
 			"check the network and the mirror; the log is $CACHE/log/rootfs.log"
 	# No maintainer script ran.

@@ -25,7 +25,7 @@ boot_guest() {
 		fi
 	done
 	wait "$pid" || rc=$?
-	if ! grep -qa '^guest: job ended with' "$log"; then
+	if ! tr -d '\r' <"$log" | grep -qax 'guest: job ended with 0'; then
 		printf '%s\n' "---- end of the console ($log) ----" >&2
 		tail -n 40 "$log" | tr -d '\r' >&2
 		printf '%s\n' "----" >&2
@@ -41,8 +41,8 @@ boot_guest() {
 qemu() {
 	local limit=$1
 	shift
-	in_tools timeout --foreground "$limit" qemu-system-aarch64 -M virt -cpu max,pauth-impdef=on -smp 2 \
-		-m 2G -nographic -no-reboot -nic none -kernel "$IMAGE/Image" \
+	in_tools timeout --foreground -k 10 "$limit" qemu-system-aarch64 -M virt -cpu max,pauth-impdef=on -smp 2 \
+		-m 5G -nographic -no-reboot -nic none -kernel "$IMAGE/Image" \
 		-fsdev local,id=root,path="$CACHE/rootfs",security_model=none,readonly=on \
 		-device virtio-9p-pci,fsdev=root,mount_tag=/dev/root \
 		-fsdev local,id=work,path="$WORK",security_model=none \
@@ -53,73 +53,132 @@ sysctl.kernel.hung_task_timeout_secs=60 printk.devkmsg=on $*"
 }
 
 # What no console may show.
-SPLAT='WARNING: |BUG: |Oops|Kernel panic|Call trace:|DMA-API: .*(error|warning|device driver)'
-SPLAT+='|possible (recursive|circular) locking|inconsistent lock state|sleeping function called'
-SPLAT+='|blocked for more than|refcount_t: |Unable to handle kernel|INFO: (rcu|trying)|rust_kernel: panicked'
+SPLAT='WARNING: |BUG[: ]|Oops|Internal error: |Kernel panic|[Cc]all [Tt]race:|UBSAN: |KASAN: '
+SPLAT+='|DMA-API: .*(error|warning|device driver|out of memory)|possible (recursive|circular) locking'
+SPLAT+='|inconsistent lock state|lockdep is turned off|sleeping function called|blocked for more than'
+SPLAT+='|refcount_t: |Unable to handle kernel|INFO: (rcu|trying|task)|panicked at|suspected memory leak'
+SPLAT+='|Slab cache still has objects|Busy inodes after|printk messages dropped'
 
-# splats LOG: the lines of a console that show trouble. KUnit announces the WARNs it provokes.
+# splats LOG: the lines of a console that show trouble. A report, from "cut here" to "end trace", whose
+# first lines match a known one is left out.
 splats() {
-	tr -d '\r' <"$1" | grep -aE "$SPLAT" || true
+	local known
+	known=$(sed -n 's/^splat\t\([^\t]*\).*/\1/p' "$BENCH/known-failures" | paste -sd '|')
+	tr -d '\r' <"$1" | known=$known awk '
+		function flush() { if (in_report && !skip) printf "%s", text; in_report = 0 }
+		/\[ cut here \]/ { flush(); in_report = 1; lines = skip = 0; text = ""; next }
+		in_report {
+			text = text $0 "\n"
+			if (++lines <= 2) {
+				if (ENVIRON["known"] != "" && $0 ~ ENVIRON["known"]) skip = 1
+			} else if (/BUG|Oops|panic|WARNING: |INFO: /) {
+				skip = 0
+			}
+			if (/end trace/ || lines == 80) flush()
+			next
+		}
+		{ print }
+		END { flush() }' | grep -aE "$SPLAT" || true
 }
 
-# Reading a suite's log: lines "STATUS<tab>TEST", STATUS one of pass, fail, skip.
+# Reading a suite's log: lines "STATUS<tab>TEST[<tab>WHY]", STATUS one of pass, fail, skip.
 
-# TAP, as of kselftest and KUnit: only the innermost results count.
+# TAP, as of kselftest and KUnit. Only the innermost results count, but a failing summary of passed ones
+# is a failure, and so is a plan that was not kept.
 read_tap() {
 	tr -d '\r' <"$1" | awk '
-		function flush() { if (pending != "") print pending; pending = "" }
+		/^[# ]*1\.\.[0-9]+/ {
+			match($0, /^[# ]*/)
+			planned[RLENGTH] += substr($0, RLENGTH + 4) + 0
+			plans++
+			next
+		}
 		/^[# ]*(not )?ok [0-9]+/ {
-			line = $0
-			match(line, /^[# ]*/); depth = RLENGTH
-			status = line ~ /^[# ]*not ok/ ? "fail" : "pass"
-			if (line ~ /# *SKIP/) status = "skip"
-			name = line
+			match($0, /^[# ]*/)
+			depth = RLENGTH
+			n[depth]++
+			status = $0 ~ /^[# ]*not ok/ ? "fail" : "pass"
+			why = ""
+			if (match($0, /# *SKIP/)) {
+				status = "skip"
+				why = substr($0, RSTART + RLENGTH)
+				sub(/^ */, "\t", why)
+			}
+			name = $0
 			sub(/^[# ]*(not )?ok [0-9]+ *(- )?/, "", name)
 			sub(/ *# *SKIP.*/, "", name)
-			# A result that closes deeper ones is their summary.
-			if (!(last > depth && last != "")) print status "\t" prefix name
+			if (!(last != "" && last > depth) || (status == "fail" && !bad)) {
+				again = ++seen[prefix name]
+				print status "\t" prefix name (again > 1 ? " #" again : "") why
+			}
+			if (status == "fail") bad = 1
+			if (!depth) bad = 0
 			last = depth
 			next
 		}
 		/^# [A-Za-z0-9_-]+$/ { prefix = substr($0, 3) "."; last = "" }
-	'
+		END {
+			if (!plans) print "fail\t(no plan)"
+			for (d in planned)
+				if (n[d] < planned[d]) print "fail\t(" n[d] + 0 " results of " planned[d] " planned)"
+		}'
 }
 
-# v4l2-compliance: "<tab>test NAME: OK". Tests that come again, for each input, are numbered.
+# v4l2-compliance: "<tab>test NAME: OK". Progress is on the same line, before a carriage return. Tests
+# that come again, for each input, are numbered. What a device does not support is told apart, so that
+# the cores can be compared.
 read_compliance() {
-	tr -d '\r' <"$1" | sed 's/\x1b\[[0-9;]*m//g' | awk '
+	tr '\r' '\n' <"$1" | sed 's/\x1b\[[0-9;]*m//g' | awk '
 		/^[ \t]*test .*: (OK|FAIL)/ {
 			status = /: FAIL/ ? "fail" : "pass"
 			name = $0
 			sub(/^[ \t]*test /, "", name)
 			sub(/: (OK|FAIL).*/, "", name)
+			if (/Not Supported/) name = name " (not supported)"
+			if (status == "fail") bad++
 			n = ++seen[name]
 			print status "\t" name (n > 1 ? " #" n : "")
+		}
+		/^Total for .*Failed: / {
+			total = $0
+			sub(/.*Failed: /, "", total)
+			failed += total
+			done = 1
+		}
+		/^Total for .*Warnings: / { warnings = $0; sub(/.*Warnings: /, "", warnings) }
+		END {
+			if (warnings + 0) print "pass\t(" warnings + 0 " warnings)"
+			if (!done) print "fail\t(did not run to its end)"
+			else if (failed + 0 != bad + 0)
+				print "fail\t(" failed + 0 " failures in its total, " bad + 0 " read)"
 		}'
 }
 
-# warnings LOG: the number that v4l2-compliance gives at its end.
-compliance_warnings() {
-	sed -n 's/.*Warnings: \([0-9]*\).*/\1/p' "$1" | tail -n 1
-}
+# The suites of tests.sh. One without a log did not run.
+GUEST_SUITES=(kunit dmabuf-heaps udmabuf sync dma-buf text vivid vivid-dmabuf vim2m vim2m-dmabuf pipelines
+	module unload)
 
 # read_suites DIR RESULTS: read every log that tests.sh wrote.
 read_suites() {
-	local dir=$1 results=$2 log suite rc
+	local dir=$1 results=$2 suite rc
 	mkdir -p "$results"
-	for log in "$dir"/*.log; do
-		suite=$(basename "$log" .log)
-		rc=$(cat "$dir/$suite.rc" 2>/dev/null || echo none)
-		case $suite in
-		vivid* | vim2m*) read_compliance "$log" ;;
-		*) read_tap "$log" ;;
-		esac >"$results/$suite"
-		[ -s "$results/$suite" ] || printf 'fail\t(no results, exit code %s)\n' "$rc" >"$results/$suite"
-		# A suite that ended badly without a result that says so.
-		if [ "$rc" != 0 ] && ! grep -q '^fail' "$results/$suite"; then
-			[ "$suite:$rc" = "sync:0" ] ||
-				printf 'fail\t(exit code %s)\n' "$rc" >>"$results/$suite"
+	for suite in "${GUEST_SUITES[@]}"; do
+		if [ ! -s "$dir/$suite.log" ]; then
+			printf 'fail\t(did not run)\n' >"$results/$suite"
+			continue
 		fi
+		case $suite in
+		vivid* | vim2m*) read_compliance "$dir/$suite.log" ;;
+		*) read_tap "$dir/$suite.log" ;;
+		esac >"$results/$suite"
+		grep -q . "$results/$suite" || printf 'fail\t(no results)\n' >"$results/$suite"
+		# 1 is how a suite says that a test failed.
+		rc=$(cat "$dir/$suite.rc" 2>/dev/null || echo none)
+		case $rc in
+		0) ;;
+		1) grep -q '^fail' "$results/$suite" || printf 'fail\t(exit code 1)\n' >>"$results/$suite" ;;
+		*) printf 'fail\t(exit code %s)\n' "$rc" >>"$results/$suite" ;;
+		esac
 	done
 }
 
@@ -127,14 +186,15 @@ read_suites() {
 known_failures() {
 	local results=$1 suite test why
 	while IFS=$'\t' read -r suite test why; do
-		case $suite in '' | '#'*) continue ;; esac
+		case $suite in '' | '#'* | splat) continue ;; esac
 		[ -e "$results/$suite" ] || continue
 		if grep -qxF "fail	$test" "$results/$suite"; then
-			awk -F '\t' -v t="$test" -v OFS='\t' \
-				'$2 == t && $1 == "fail" { $1 = "skip" } { print }' \
+			awk -F '\t' -v t="$test" -v why="$why" -v OFS='\t' \
+				'$2 == t && $1 == "fail" { $1 = "skip"; $3 = why } { print }' \
 				"$results/$suite" >"$results/.new"
 			mv "$results/.new" "$results/$suite"
-			printf '%s: %s: %s\n' "$suite" "$test" "$why" >>"$results/.skips"
+		else
+			say "note: a known failure did not happen: $suite: $test"
 		fi
 	done <"$BENCH/known-failures"
 }

@@ -8,8 +8,18 @@
 SERIES_DIRS=(Documentation drivers include rust samples tools/testing)
 
 series_files() {
-	git -C "$REPO" ls-files -co --exclude-standard -- "${SERIES_DIRS[@]}" |
-		while read -r f; do [ ! -e "$REPO/$f" ] || echo "$f"; done | sort
+	cat "$CACHE/series-files"
+}
+
+# list_series_files: look what series_files has to tell.
+list_series_files() {
+	git -C "$REPO" ls-files -co --exclude-standard -- "${SERIES_DIRS[@]}" >"$CACHE/series-files.new" ||
+		die "$REPO is not a git checkout"
+	while read -r f; do
+		[ ! -e "$REPO/$f" ] || echo "$f"
+	done <"$CACHE/series-files.new" | sort >"$CACHE/series-files"
+	[ -s "$CACHE/series-files" ] || die "$REPO has none of the files of the series"
+	[ -n "$(series_patches)" ] || die "there are no patches in $REPO/patches"
 }
 
 series_patches() {
@@ -21,27 +31,41 @@ added_by() {
 	awk '/^diff --git /{f=substr($4,3)} /^new file mode /{print f}' "$1"
 }
 
-# base_tree: the repository of the kernel and what the series goes on; sets TREE_GIT and BASE.
+# base_tree: the repository of the kernel and what the series goes on; sets TREE and BASE.
+#
+# A user's tree is cloned (sharing its objects), so that nothing is written there.
 base_tree() {
+	list_series_files
 	if [ -z "$KERNEL" ]; then
 		get_source
-		TREE_GIT=$CACHE/linux
-		BASE=$(git -C "$TREE_GIT" rev-parse base^0)
-		return
+		TREE=$CACHE/linux
+		BASE=$(git -C "$TREE" rev-parse base^0)
+	else
+		git -C "$KERNEL" rev-parse --verify -q HEAD >/dev/null ||
+			die "$KERNEL is not a git tree with a commit" "use --kernel with a clone of Linux"
+		[ -f "$KERNEL/drivers/dma-buf/dma-buf.c" ] || die "$KERNEL is not a Linux tree"
+		[ -z "$(git -C "$KERNEL" status --porcelain -uno | head -n 1)" ] ||
+			say "kernel: changes in $KERNEL that are not committed are left out"
+		BASE=$(git -C "$KERNEL" rev-parse HEAD)
+		TREE=$CACHE/tree-$(key "$KERNEL")
+		if [ ! -e "$TREE.key" ]; then
+			rm -rf "$TREE"
+			git clone -q -s -n "$KERNEL" "$TREE"
+			git -C "$TREE" config gc.auto 0
+			: >"$TREE.key"
+		fi
+		git -C "$TREE" fetch -q "$KERNEL" "$BASE"
 	fi
-	git -C "$KERNEL" rev-parse --verify -q HEAD >/dev/null ||
-		die "$KERNEL is not a git tree with a commit" "use --kernel with a clone of Linux"
-	[ -f "$KERNEL/drivers/dma-buf/dma-buf.c" ] || die "$KERNEL is not a Linux tree"
-	TREE_GIT=$(cd "$KERNEL" && pwd)
-	BASE=$(git -C "$TREE_GIT" rev-parse HEAD)
+	# The cache is locked, so this is left over from a run that was killed.
+	rm -f "$TREE/.git/index.lock"
 }
 
 # scratch_tree DIR REV: a work tree in DIR that has only the files which the series touches.
 scratch_tree() {
 	local dir=$1 rev=$2
-	git -C "$TREE_GIT" worktree prune
 	rm -rf "$dir"
-	git -C "$TREE_GIT" worktree add -q --no-checkout --detach "$dir" "$rev"
+	git -C "$TREE" worktree prune
+	git -C "$TREE" worktree add -q --no-checkout --detach "$dir" "$rev"
 	{
 		series_patches | xargs -r sed -n 's|^diff --git a/\(.*\) b/.*|/\1|p'
 		series_files | sed 's|^|/|'
@@ -53,7 +77,7 @@ scratch_tree() {
 }
 
 drop_scratch_tree() {
-	git -C "$TREE_GIT" worktree remove --force "$1"
+	git -C "$TREE" worktree remove --force "$1"
 }
 
 # am DIR PATCH: apply a patch in a work tree. The result depends on nothing but the inputs.
@@ -63,7 +87,10 @@ am() {
 		"$patch" >"$CACHE/log/am.log" 2>&1 && return
 	git -C "$dir" am --abort >/dev/null 2>&1 || true
 	cat "$CACHE/log/am.log" >&2
-	die "patches/${patch##*/} does not apply to $(git -C "$TREE_GIT" describe --always --tags "$BASE")" \
+	if git -C "$dir" apply -R --check "$patch" 2>/dev/null; then
+		die "the tree has patches/${patch##*/} already" "use a tree without the series"
+	fi
+	die "patches/${patch##*/} does not apply to $(make_version "$TREE") (${BASE:0:12})" \
 		"the series is for Linux $LINUX_SERIES: see \"git am\" above for the file, and rebase the patch"
 }
 
@@ -98,25 +125,30 @@ series_commit() {
 	drop_scratch_tree "$dir"
 }
 
-# series_tree: check the series out for building; sets TREE and REV.
+# series_tree: check the series out for building; sets REV.
 series_tree() {
 	base_tree
 	REV=$(series_commit)
-	if [ -z "$KERNEL" ]; then
-		TREE=$CACHE/linux
-	else
-		TREE=$CACHE/tree-$(key "$TREE_GIT")
-		local branch=rust-dma-buf
-		if [ ! -e "$TREE/.git" ]; then
-			git -C "$TREE_GIT" worktree add -q --detach "$TREE" "$BASE"
-		fi
-		git -C "$TREE" checkout -q --detach
-		git -C "$TREE_GIT" branch -q -f "$branch" "$REV"
-		say "kernel: branch $branch of $TREE_GIT has the series; it is checked out at $TREE"
-	fi
 	git -C "$TREE" -c advice.detachedHead=false checkout -q -f --detach "$REV"
-	git -C "$TREE" clean -qfd -- "${SERIES_DIRS[@]}"
 	say "kernel: $(make_version "$TREE") with $(series_patches | wc -l) patches"
+	[ -z "$KERNEL" ] || hand_over
+}
+
+# hand_over: give a user's tree a branch with the series.
+hand_over() {
+	local branch=rust-dma-buf there
+	there=$(git -C "$KERNEL" rev-parse --verify -q "refs/heads/$branch" || true)
+	if [ -n "$there" ] && [ "$there" != "$(cat "$TREE.branch" 2>/dev/null)" ]; then
+		say "kernel: $KERNEL has a branch $branch of its own, which is left alone"
+		return
+	fi
+	if [ "$(git -C "$KERNEL" symbolic-ref -q HEAD || true)" = "refs/heads/$branch" ]; then
+		say "kernel: branch $branch is checked out in $KERNEL, and is left alone"
+		return
+	fi
+	git -C "$KERNEL" fetch -q "$TREE" "+$REV:refs/heads/$branch"
+	echo "$REV" >"$TREE.branch"
+	say "kernel: branch $branch of $KERNEL has the series; it is built in $TREE"
 }
 
 make_version() {
@@ -173,36 +205,45 @@ export_patches() {
 	local dir=$1 rev=$2 new=$3
 	rm -rf "$new"
 	git -C "$dir" format-patch -q -N --zero-commit --no-signature -o "$new" "$BASE..$rev"
+	[ -e "$(find "$new" -name '0001-*' | head -n 1)" ] || die "no commits on the base: patches/ is left alone"
 	find "$REPO/patches" -maxdepth 1 -name '[0-9]*.patch' -delete
 	mkdir -p "$REPO/patches"
 	mv "$new"/*.patch "$REPO/patches/"
 	say "series: $(series_patches | wc -l) patches in patches/"
 }
 
-# series_edit: a branch for editing hunks, messages and order with git.
+# series_edit: a work tree for editing hunks, messages and order with git.
 series_edit() {
 	base_tree
-	local dir=$CACHE/edit patch
-	if [ -e "$dir/.git" ]; then
-		die "$dir is being edited already" "finish with: run series import"
-	fi
+	local dir=$CACHE/edit patch f
+	[ ! -e "$dir.ready" ] || die "$dir is being edited already" "finish with: run series import"
 	scratch_tree "$dir" "$BASE"
 	for patch in $(series_patches); do am "$dir" "$patch"; done
+	while read -r f; do
+		cmp -s "$REPO/$f" "$dir/$f" || die "$f differs from patches/" "first: run series refresh"
+	done < <(series_files)
+	git -C "$dir" rev-parse HEAD >"$dir.ready"
 	echo "$dir"
 	say "series: edit the commits there with git, then: run series import"
 }
 
-# series_import: take the patches, and the files that they add, from the edited branch.
+# series_import: take the patches, and the files that they add, from the edited work tree.
 series_import() {
 	base_tree
-	local dir=$CACHE/edit f
-	[ -e "$dir/.git" ] || die "nothing is being edited" "start with: run series edit"
+	local dir=$CACHE/edit f git_dir
+	[ -e "$dir.ready" ] || die "nothing is being edited" "start with: run series edit"
 	[ -z "$(git -C "$dir" status --porcelain)" ] || die "$dir has uncommitted changes" "commit them"
+	git_dir=$(git -C "$dir" rev-parse --absolute-git-dir)
+	[ ! -e "$git_dir/rebase-merge" ] && [ ! -e "$git_dir/rebase-apply" ] ||
+		die "a rebase is under way in $dir" "finish it"
+	[ -z "$(git -C "$REPO" status --porcelain -- "${SERIES_DIRS[@]}" patches)" ] ||
+		die "the repository has changes that are not committed, which would be lost" "commit them"
 	export_patches "$dir" HEAD "$CACHE/patches.new"
 	while read -r f; do
 		mkdir -p "$(dirname "$REPO/$f")"
 		cp "$dir/$f" "$REPO/$f"
 	done < <(git -C "$dir" diff --name-only --diff-filter=A "$BASE" HEAD)
+	rm -f "$dir.ready"
 	drop_scratch_tree "$dir"
 }
 
@@ -243,9 +284,9 @@ series_check() {
 
 	for patch in $(series_patches); do
 		bad=()
-		# The tree is sparse, so MAINTAINERS patterns and the like are checked against the hunk.
+		# The submitter signs off. What is exported here is defined in Rust, so never just above.
 		(cd "$dir" && in_tools perl scripts/checkpatch.pl --no-tree --strict --terse \
-			--ignore MISSING_SIGN_OFF,FILE_PATH_CHANGES,GIT_COMMIT_ID \
+			--ignore MISSING_SIGN_OFF,EXPORT_SYMBOL \
 			--summary-file "$patch") >>"$log" 2>&1 || bad=("see $log")
 		report $((n += 1)) "checkpatch: ${patch##*/}" "${bad[@]}"
 	done
