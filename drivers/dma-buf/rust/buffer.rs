@@ -244,10 +244,8 @@ impl Buffer {
         let file = LocalFile::fget(fd as u32)?;
 
         // SAFETY: The file is referenced.
-        if !core::ptr::eq(
-            unsafe { (*file.as_ptr()).f_op },
-            file::dma_buf_fops.as_ptr(),
-        ) {
+        let ops = unsafe { (*file.as_ptr()).f_op };
+        if !core::ptr::eq(ops, file::dma_buf_fops.as_ptr()) {
             return Err(EINVAL);
         }
         let raw = ARef::into_raw(file).as_ptr().cast::<bindings::file>();

@@ -48,9 +48,8 @@ static DIR: Atomic<*mut bindings::dentry> = Atomic::new(null_mut());
 /// Makes the file. Without it the core works just as well.
 pub(crate) fn init() {
     // SAFETY: The name is a string; no parent is the root of debugfs.
-    let Ok(dir) =
-        from_err_ptr(unsafe { bindings::debugfs_create_dir(c"dma_buf".as_char_ptr(), null_mut()) })
-    else {
+    let dir = unsafe { bindings::debugfs_create_dir(c"dma_buf".as_char_ptr(), null_mut()) };
+    let Ok(dir) = from_err_ptr(dir) else {
         return;
     };
     DIR.store(dir, Relaxed);
@@ -78,11 +77,17 @@ pub(crate) fn exit() {
     unsafe { bindings::debugfs_remove(DIR.xchg(null_mut(), Relaxed)) };
 }
 
+/// # Safety
+///
+/// Called by debugfs, with a file that is being opened.
 unsafe extern "C" fn open(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
     // SAFETY: The file is being opened.
     unsafe { bindings::single_open(file, Some(show), null_mut()) }
 }
 
+/// # Safety
+///
+/// Called by the seq file that [`open`] made.
 unsafe extern "C" fn show(m: *mut bindings::seq_file, _unused: *mut c_void) -> c_int {
     // SAFETY: The caller has the file to itself while it is shown.
     match show_all(&unsafe { Seq::from_raw(m) }) {

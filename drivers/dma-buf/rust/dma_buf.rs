@@ -85,7 +85,9 @@ unsafe fn buffer<'a>(buf: *mut bindings::dma_buf) -> Option<&'a Buffer> {
 /// `attach` must be NULL or an attachment that is not detached during `'a`.
 unsafe fn attachment<'a>(attach: *mut bindings::dma_buf_attachment) -> Option<&'a Attachment> {
     // SAFETY: By the safety requirements.
-    if warn_on!(attach.is_null() || unsafe { (*attach).dmabuf }.is_null()) {
+    let usable = !attach.is_null() && unsafe { !(*attach).dmabuf.is_null() };
+
+    if warn_on!(!usable) {
         return None;
     }
     // SAFETY: By the safety requirements.
@@ -246,7 +248,9 @@ unsafe extern "C" fn dma_buf_detach(
         return;
     };
     // SAFETY: By the safety requirements.
-    if warn_on!(dmabuf.is_null() || dmabuf != unsafe { (*attach.as_ptr()).dmabuf }) {
+    let attached_to = unsafe { (*attach.as_ptr()).dmabuf };
+
+    if warn_on!(dmabuf.is_null() || dmabuf != attached_to) {
         return;
     }
     // SAFETY: By the safety requirements.

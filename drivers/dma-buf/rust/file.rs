@@ -64,6 +64,11 @@ unsafe fn buffer_of<'a>(file: *mut bindings::file) -> &'a Buffer {
     unsafe { Buffer::from_raw((*file).private_data.cast()) }
 }
 
+/// The last reference is gone.
+///
+/// # Safety
+///
+/// Called by the VFS, with a file that has these operations.
 unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
     // SAFETY: The caller passes a file with these operations.
     let buf: *mut bindings::dma_buf = unsafe { (*file).private_data.cast() };
@@ -89,6 +94,10 @@ fn vma_pages(vma: &VmaRef) -> usize {
     (vma.end() - vma.start()) >> PAGE_SHIFT
 }
 
+/// # Safety
+///
+/// Called by the VFS, with a file that has these operations, which is referenced, and a mapping
+/// that is being made.
 unsafe extern "C" fn mmap(file: *mut bindings::file, vma: *mut bindings::vm_area_struct) -> c_int {
     // SAFETY: The caller passes a file with these operations.
     let buf = unsafe { buffer_of(file) };
@@ -107,6 +116,10 @@ unsafe extern "C" fn mmap(file: *mut bindings::file, vma: *mut bindings::vm_area
 }
 
 /// Tells the size; otherwise there is nothing to seek.
+///
+/// # Safety
+///
+/// Called by the VFS, with a file that has these operations, which is referenced.
 unsafe extern "C" fn llseek(
     file: *mut bindings::file,
     offset: bindings::loff_t,
@@ -128,6 +141,9 @@ unsafe extern "C" fn llseek(
     base
 }
 
+/// # Safety
+///
+/// Called by the VFS, with a file that has these operations, and a poll table or NULL.
 unsafe extern "C" fn poll(
     file: *mut bindings::file,
     table: *mut bindings::poll_table_struct,
@@ -153,6 +169,9 @@ const EXPORT_SYNC_FILE: u32 = kernel::ioctl::_IOWR::<bindings::dma_buf_export_sy
 #[cfg(CONFIG_SYNC_FILE)]
 const IMPORT_SYNC_FILE: u32 = _IOW::<bindings::dma_buf_import_sync_file>(IOCTL, 3);
 
+/// # Safety
+///
+/// Called by the VFS, with a file that has these operations, which is referenced.
 unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
     // SAFETY: The caller passes a file with these operations.
     let buf = unsafe { buffer_of(file) };
@@ -194,6 +213,10 @@ fn sync(buf: &Buffer, arg: UserPtr) -> Result {
     }
 }
 
+/// # Safety
+///
+/// Called by procfs, with a file that has these operations and is referenced, and a seq file that
+/// it has to itself.
 unsafe extern "C" fn show_fdinfo(m: *mut bindings::seq_file, file: *mut bindings::file) {
     // SAFETY: The caller passes a file with these operations.
     let buf = unsafe { buffer_of(file) };

@@ -138,7 +138,7 @@ impl Hidden {
     /// # Safety
     ///
     /// `original` must be a table that is mapped for DMA.
-    unsafe fn new(original: NonNull<bindings::sg_table>) -> Result<NonNull<bindings::sg_table>> {
+    unsafe fn wrap(original: NonNull<bindings::sg_table>) -> Result<NonNull<bindings::sg_table>> {
         let mut this = KBox::new(
             Self {
                 copy: pin_init::zeroed(),
@@ -183,12 +183,12 @@ impl Hidden {
     ///
     /// # Safety
     ///
-    /// `copy` must be a result of [`Self::new`] that is not used again.
+    /// `copy` must be a result of [`Self::wrap`] that is not used again.
     unsafe fn undo(copy: NonNull<bindings::sg_table>) -> NonNull<bindings::sg_table> {
         // SAFETY: The table is the first field of a box.
         let mut this: KBox<Self> = unsafe { KBox::from_raw(copy.as_ptr().cast()) };
 
-        // SAFETY: `new()` allocated the entries.
+        // SAFETY: `wrap()` allocated the entries.
         unsafe { bindings::sg_free_table(&mut this.copy) };
         this.original
     }
@@ -253,7 +253,7 @@ pub(crate) fn map(
 
     let shown = if cfg!(CONFIG_DMABUF_DEBUG) {
         // SAFETY: The exporter mapped the table.
-        unsafe { Hidden::new(mapping.sgt) }?
+        unsafe { Hidden::wrap(mapping.sgt) }?
     } else {
         mapping.sgt
     };

@@ -206,6 +206,10 @@ impl Drop for Claim {
 }
 
 /// Runs with interrupts off and the lock of the fence held, wherever the fence signals.
+///
+/// # Safety
+///
+/// Called once, by the fence that [`Claim::wait_for`] gave it to.
 unsafe extern "C" fn fence_signaled(
     fence: *mut bindings::dma_fence,
     cb: *mut bindings::dma_fence_cb,

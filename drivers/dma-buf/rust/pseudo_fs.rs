@@ -66,7 +66,7 @@ const _: () = assert!(
 /// The cache that [`alloc_inode`] takes from; set before the filesystem is mounted.
 static INODE_CACHE: Atomic<*mut bindings::kmem_cache> = Atomic::new(null_mut());
 
-/// The mount, or NULL before [`init`].
+/// The mount, or NULL before [`init()`].
 static MOUNT: Atomic<*mut bindings::vfsmount> = Atomic::new(null_mut());
 
 /// The number of the last inode. The numbers of the generic allocator are not unique.
@@ -116,7 +116,7 @@ static FS_TYPE: Shared<bindings::file_system_type> =
     // SAFETY: Only the VFS uses it, with its locks.
     unsafe {
         Shared::new(bindings::file_system_type {
-            name: c"dmabuf".as_ptr().cast(),
+            name: c"dmabuf".to_bytes_with_nul().as_ptr().cast(),
             init_fs_context: Some(init_fs_context),
             kill_sb: Some(bindings::kill_anon_super),
             ..pin_init::zeroed()
@@ -180,6 +180,9 @@ pub(crate) unsafe fn exit() {
     }
 }
 
+/// # Safety
+///
+/// Called by the VFS, with a context that is being set up.
 unsafe extern "C" fn init_fs_context(fc: *mut bindings::fs_context) -> c_int {
     // SAFETY: The caller passes a filesystem context that is being set up.
     let ctx = unsafe { bindings::init_pseudo(fc, bindings::DMA_BUF_MAGIC as usize) };
@@ -195,11 +198,17 @@ unsafe extern "C" fn init_fs_context(fc: *mut bindings::fs_context) -> c_int {
     0
 }
 
+/// # Safety
+///
+/// Called by the slab allocator, with an object of the inode cache.
 unsafe extern "C" fn init_once(object: *mut c_void) {
     // SAFETY: The slab allocator passes an object of the cache, which an inode starts.
     unsafe { bindings::inode_init_once(object.cast()) };
 }
 
+/// # Safety
+///
+/// Called by the VFS, with the superblock of the filesystem.
 unsafe extern "C" fn alloc_inode(sb: *mut bindings::super_block) -> *mut bindings::inode {
     // SAFETY: The cache was made before the filesystem was mounted.
     let inode = unsafe { bindings::dma_buf_shim_alloc_inode(sb, INODE_CACHE.load(Acquire)) };
@@ -217,6 +226,9 @@ unsafe extern "C" fn alloc_inode(sb: *mut bindings::super_block) -> *mut binding
     inode
 }
 
+/// # Safety
+///
+/// Called by the VFS, with an inode of this filesystem that nobody uses any more.
 unsafe extern "C" fn free_inode(inode: *mut bindings::inode) {
     // SAFETY: `alloc_inode()` took it from this cache. Either nobody ever saw it, or a grace period
     // has passed since somebody could.
@@ -246,12 +258,14 @@ impl NewFile {
         // SAFETY: The mount is never undone while anybody can export.
         let inode = from_err_ptr(unsafe { bindings::alloc_anon_inode((*mount).mnt_sb) })?;
 
+        // CAST: Counts up from 1.
+        let ino = LAST_INO.fetch_add(1, Relaxed).wrapping_add(1) as u64;
         // SAFETY: The inode is new and in nobody else's hands.
         unsafe {
             // CAST: As in C, a size past the largest file wraps.
             (*inode).i_size = size as i64;
             bindings::inode_set_bytes(inode, size as i64);
-            (*inode).i_ino = (LAST_INO.fetch_add(1, Relaxed) + 1) as _;
+            (*inode).i_ino = ino;
         }
 
         let flags = flags & (bindings::O_ACCMODE | bindings::O_NONBLOCK) as c_int;
@@ -303,6 +317,9 @@ impl NewFile {
     }
 }
 
+/// # Safety
+///
+/// Called by the VFS, with a dentry of this filesystem that is held, and a buffer of `len` bytes.
 unsafe extern "C" fn d_dname(
     dentry: *mut bindings::dentry,
     buffer: *mut c_char,
@@ -338,6 +355,10 @@ unsafe extern "C" fn d_dname(
 }
 
 /// The dentry gives up its inode, for nobody uses it any more.
+///
+/// # Safety
+///
+/// Called by the VFS, with a dentry of this filesystem and its inode, whose reference passes on.
 unsafe extern "C" fn d_iput(dentry: *mut bindings::dentry, inode: *mut bindings::inode) {
     // SAFETY: The caller passes a dentry of this filesystem. It has no buffer if making its file
     // failed.

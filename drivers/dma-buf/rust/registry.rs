@@ -20,7 +20,7 @@ use kernel::{
 
 use core::ptr::null_mut;
 
-/// The head of the list, guarded by [`LIST`]. Post-mortem tools know the name.
+/// The head of the list, guarded by [`LIST`](static@LIST). Post-mortem tools know the name.
 #[no_mangle]
 static dmabuf_list: Shared<bindings::list_head> =
     // SAFETY: Only `List` uses it, with the lock held.
@@ -35,7 +35,7 @@ static dmabuf_list: Shared<bindings::list_head> =
 ///
 /// # Invariants
 ///
-/// The only one is inside [`LIST`], so a reference to it shows that the lock is held.
+/// The only one is inside [`LIST`](static@LIST), so a reference to it shows that the lock is held.
 struct List(());
 
 kernel::sync::global_lock! {

@@ -40,7 +40,7 @@ impl<'a> Seq<'a> {
     /// Prints a string of the kernel's as it is, like `%s`.
     pub(crate) fn text(&self, text: &CStr) {
         // SAFETY: The file is valid by the type invariant, the bytes are those of a string.
-        unsafe { bindings::seq_write(self.0, text.as_ptr().cast(), text.count_bytes()) };
+        unsafe { bindings::seq_write(self.0, text.as_char_ptr().cast(), text.count_bytes()) };
     }
 
     /// Prints a string of user space's: like `%s`, but a newline in it comes out as `\012`, so that

@@ -67,7 +67,7 @@ build_programs() {
 	logged "$CACHE/log/headers.log" kmake "$out" headers || die "the kernel's headers do not build"
 	for t in dmabuf-heaps sync drivers/dma-buf dma-buf; do
 		mkdir -p "$tmp/$t"
-		(cd "$TREE" && logged "$CACHE/log/selftest-${t##*/}.log" in_tools make -C "$tests/$t" \
+		(cd "$TREE" && logged "$CACHE/log/selftest-${t//\//-}.log" in_tools make -C "$tests/$t" \
 			ARCH=arm64 CC=aarch64-linux-gnu-gcc OUTPUT="$tmp/$t" \
 			KHDR_INCLUDES="-isystem $out/usr/include") || die "selftest $t does not build"
 	done

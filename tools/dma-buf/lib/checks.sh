@@ -34,7 +34,7 @@ compile_checks() {
 	cmd=$(sed -n 's/^savedcmd_[^ ]* := //p' "$out/$CORE/.dma_buf.o.cmd" |
 		sed -E 's/(clippy-driver|rustc) /rustdoc /; s/--emit=[^ ]* *[^ ]*//g; s/ -o [^ ]*//; s/;.*//' |
 		sed -E 's/-Cincremental[^ ]*//; s/--out-dir [^ ]*//')
-	(cd "$out" && in_tools sh -c "RUST_MODFILE=drivers/dma-buf/rust/dma_buf $cmd \
+	(cd "$out" && in_tools sh -c "RUSTC_BOOTSTRAP=1 $cmd \
 		--document-private-items -Drustdoc::broken_intra_doc_links --out-dir $CACHE/rustdoc") \
 		>"$log/rustdoc.log" 2>&1 || bad=("see $log/rustdoc.log")
 	! grep -qE '^(warning|error)' "$log/rustdoc.log" || bad=("see $log/rustdoc.log")

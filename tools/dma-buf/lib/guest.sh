@@ -38,6 +38,8 @@ boot_guest() {
 	fi
 }
 
+# 5 GiB of memory, because a test of udmabuf wants 2 GiB of huge pages; the contiguous memory is where a
+# device with 32 address bits, such as vivid, gets at it.
 qemu() {
 	local limit=$1
 	shift
@@ -47,7 +49,7 @@ qemu() {
 		-device virtio-9p-pci,fsdev=root,mount_tag=/dev/root \
 		-fsdev local,id=work,path="$WORK",security_model=none \
 		-device virtio-9p-pci,fsdev=work,mount_tag=work \
-		-append "console=ttyAMA0 root=/dev/root rootfstype=9p ro panic=-1 oops=panic
+		-append "console=ttyAMA0 cma=64M@1G-3G root=/dev/root rootfstype=9p ro panic=-1 oops=panic
 rootflags=trans=virtio,version=9p2000.L,msize=524288 init=/usr/sbin/guest-init
 sysctl.kernel.hung_task_timeout_secs=60 printk.devkmsg=on $*"
 }
