@@ -82,12 +82,12 @@ impl Attachment {
     }
 
     /// Takes the reservation lock of the buffer for the time of `f`. Sleeps.
-    pub(crate) fn with_lock<R>(&self, f: impl FnOnce(LockedAttachment<'_>) -> R) -> R {
-        let guard = self.buffer().lock();
+    pub(crate) fn with_lock<R>(this: &Self, f: impl FnOnce(LockedAttachment<'_>) -> R) -> R {
+        let guard = this.buffer().lock();
 
         // INVARIANT: The lock is that of the buffer of this attachment.
         f(LockedAttachment {
-            attach: self,
+            attach: this,
             _locked: guard.held(),
         })
     }

@@ -88,7 +88,13 @@ unsafe impl AlwaysRefCounted for Buffer {
 
     unsafe fn dec_ref(buf: NonNull<Self>) {
         // SAFETY: The caller owns a reference, so the buffer is valid until it is dropped here.
-        unsafe { bindings::fput(buf.as_ref().file()) };
+        let file = unsafe { buf.as_ref() }.file();
+
+        // `release()` takes the file away from a buffer that somebody put once too often.
+        if !file.is_null() {
+            // SAFETY: The reference is one to this file.
+            unsafe { bindings::fput(file) };
+        }
     }
 }
 
@@ -197,7 +203,8 @@ impl Buffer {
     /// Ends a buffer: gives the exporter's part back and tells whether the memory may go, too.
     ///
     /// After a warning, the memory of a buffer that is still vmapped, or has a poll callback out,
-    /// is never freed and the exporter is not told, because somebody is about to use both.
+    /// is never freed and the exporter is not told, because somebody is about to use both. The
+    /// file, which may be gone by now, is not used.
     ///
     /// # Safety
     ///
@@ -209,6 +216,9 @@ impl Buffer {
         let (vmaps, pending, ops) =
             unsafe { ((*raw).vmapping_counter, poll::is_pending(raw), &*(*raw).ops) };
         if warn_on!(vmaps != 0) || warn_on!(pending) {
+            // SAFETY: The buffer is never freed. Its file is about to be, so who still believes to
+            // have a reference must not find it.
+            unsafe { (*raw).file = core::ptr::null_mut() };
             return false;
         }
 
@@ -277,7 +287,7 @@ impl Buffer {
     /// Puts the buffer behind a new file descriptor with `flags`, and returns its number.
     ///
     /// On success the reference of `buf` belongs to the descriptor: other threads may close it
-    /// before this returns. On failure it is dropped only if the caller does.
+    /// before this returns. On failure it is not dropped: it stays that of the C caller.
     pub(crate) fn into_fd(buf: ManuallyDrop<ARef<Self>>, flags: c_int) -> Result<c_int> {
         // CAST: Flags are bits.
         let fd = FileDescriptorReservation::get_unused_fd_flags(flags as u32)?;
@@ -505,7 +515,7 @@ impl<'a> Locked<'a> {
     /// # Safety
     ///
     /// The attachment must be one of this buffer and not be on the list. It must be removed before
-    /// it is freed.
+    /// it is freed. No iterator of [`Self::attachments`] may be in use.
     pub(crate) unsafe fn add(self, attach: &Attachment) {
         // SAFETY: The lock is held; the rest by the safety requirements.
         unsafe {
@@ -520,7 +530,8 @@ impl<'a> Locked<'a> {
     ///
     /// # Safety
     ///
-    /// The attachment must be on the list of this buffer.
+    /// The attachment must be on the list of this buffer. No iterator of [`Self::attachments`] may
+    /// be in use.
     pub(crate) unsafe fn remove(self, attach: &Attachment) {
         // SAFETY: The lock is held; the rest by the safety requirements.
         unsafe { bindings::list_del(&raw mut (*attach.as_raw()).node) };

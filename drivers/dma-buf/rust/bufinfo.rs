@@ -97,7 +97,7 @@ unsafe extern "C" fn show(m: *mut bindings::seq_file, _unused: *mut c_void) -> c
 }
 
 fn show_all(m: &Seq<'_>) -> Result {
-    let mut count = 0;
+    let mut count = 0u32;
     let mut size = 0usize;
 
     seq_print!(m, "\nDma-buf Objects:\n");
@@ -114,7 +114,7 @@ fn show_all(m: &Seq<'_>) -> Result {
     let mut next = registry::first();
     while let Some(buf) = next {
         show_one(m, &buf)?;
-        count += 1;
+        count = count.wrapping_add(1);
         size = size.wrapping_add(buf.size());
         next = registry::after(buf);
     }
@@ -156,13 +156,13 @@ fn show_one(m: &Seq<'_>, buf: &Buffer) -> Result {
 
     guard.held().describe(m);
 
-    let mut attached = 0;
+    let mut attached = 0u32;
     seq_print!(m, "\tAttached Devices:\n");
     for attach in guard.held().attachments() {
         seq_print!(m, "\t");
         m.text(attach.device_name());
         seq_print!(m, "\n");
-        attached += 1;
+        attached = attached.wrapping_add(1);
     }
     drop(guard);
 

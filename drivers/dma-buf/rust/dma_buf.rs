@@ -195,11 +195,15 @@ unsafe extern "C" fn dma_buf_get(fd: c_int) -> *mut bindings::dma_buf {
 #[export]
 unsafe extern "C" fn dma_buf_put(dmabuf: *mut bindings::dma_buf) {
     // SAFETY: By the safety requirements.
-    if let Some(buf) = unsafe { buffer(dmabuf) } {
-        trace::put(buf);
-        // SAFETY: By the safety requirements.
-        drop(unsafe { ARef::<Buffer>::from_raw(buf.into()) });
+    let usable = !dmabuf.is_null() && unsafe { !(*dmabuf).file.is_null() };
+
+    if warn_on!(!usable) {
+        return;
     }
+    // SAFETY: By the safety requirements.
+    let buf: ARef<Buffer> = unsafe { ARef::from_raw(NonNull::new_unchecked(dmabuf.cast())) };
+
+    trace::put(&buf);
 }
 
 /// # Safety
@@ -315,7 +319,9 @@ unsafe extern "C" fn dma_buf_map_attachment_unlocked(
     let Some(attach) = (unsafe { attachment(attach) }) else {
         return EINVAL.to_ptr();
     };
-    ptr_or_err(attach.with_lock(|attach| mapping::map(attach, direction)))
+    ptr_or_err(Attachment::with_lock(attach, |attach| {
+        mapping::map(attach, direction)
+    }))
 }
 
 /// # Safety
@@ -354,7 +360,9 @@ unsafe extern "C" fn dma_buf_unmap_attachment_unlocked(
         return;
     };
     // SAFETY: By the safety requirements.
-    attach.with_lock(|attach| unsafe { mapping::unmap(attach, sgt, direction) });
+    Attachment::with_lock(attach, |attach| unsafe {
+        mapping::unmap(attach, sgt, direction)
+    });
 }
 
 fn table(sgt: *mut bindings::sg_table) -> Option<NonNull<bindings::sg_table>> {

@@ -143,7 +143,8 @@ unsafe extern "C" fn llseek(
 
 /// # Safety
 ///
-/// Called by the VFS, with a file that has these operations, and a poll table or NULL.
+/// Called by the VFS, with a file that has these operations, which is referenced, and a poll table
+/// or NULL.
 unsafe extern "C" fn poll(
     file: *mut bindings::file,
     table: *mut bindings::poll_table_struct,

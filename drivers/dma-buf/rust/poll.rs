@@ -111,12 +111,11 @@ struct Claim {
 }
 
 impl Claim {
-    /// Claims a slot, unless it is busy or the buffer is about to be released.
+    /// Claims a slot, unless it is busy.
     fn new(buf: &Buffer, want: Want) -> Option<Self> {
         let raw = buf.as_raw();
 
-        // SAFETY: The buffer is valid, its file is being polled, and `active` is used with the lock
-        // held.
+        // SAFETY: The buffer is valid, and `active` is used with the lock held.
         unsafe {
             let _guard = queue_lock(raw).lock();
             let slot = want.slot(raw);
@@ -124,10 +123,12 @@ impl Claim {
             if (*slot).active != 0 {
                 return None;
             }
-            let buf = Buffer::try_get(raw)?;
             (*slot).active = want.mask();
             // INVARIANT: Just set.
-            Some(Self { buf, want })
+            Some(Self {
+                buf: buf.into(),
+                want,
+            })
         }
     }
 
@@ -239,7 +240,8 @@ fn is_ready(locked: Locked<'_>, want: Want) -> bool {
 ///
 /// # Safety
 ///
-/// `file` must be the file of `buf`, and `table` what the poll operation was called with.
+/// `file` must be the file of `buf`, which is referenced, and `table` what the poll operation was
+/// called with.
 pub(crate) unsafe fn poll(
     buf: &Buffer,
     file: *mut bindings::file,

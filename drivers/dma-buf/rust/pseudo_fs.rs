@@ -5,8 +5,9 @@
 //! Buffer, embedded reservation object and inode are one object of the filesystem's inode cache.
 //! Their lives differ in two ways, and both are served:
 //!
-//! - The buffer is released when its dentry gives up the inode, so when its last file reference and
-//!   its last mapping are gone, however long somebody else (an inotify watch, say) keeps the inode.
+//! - The buffer is released when its dentry gives up the inode: with its last file reference and
+//!   its last mapping, or with the last `O_PATH` descriptor, which keeps the dentry but not the
+//!   file. Whoever else keeps the inode, such as an inotify watch, has no influence.
 //! - The memory is freed with the inode, an RCU grace period after.
 
 use crate::{
@@ -239,8 +240,9 @@ unsafe extern "C" fn free_inode(inode: *mut bindings::inode) {
 ///
 /// # Invariants
 ///
-/// `buf` points to zeroed memory that is valid for as long as the file is and not used by anybody
-/// else, `resv` to the same for a reservation object, which follows it.
+/// `buf` points to memory, zeroed or made a buffer by [`Buffer::export`], that is valid for as long
+/// as the file is and not used by anybody else; `resv` to the same for a reservation object, which
+/// follows it.
 pub(crate) struct NewFile {
     pub(crate) file: ARef<File>,
     pub(crate) buf: NonNull<bindings::dma_buf>,

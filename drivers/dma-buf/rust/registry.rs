@@ -130,7 +130,7 @@ pub(crate) fn first() -> Option<ARef<Buffer>> {
     LIST.lock().next(None)
 }
 
-/// The next older live buffer.
+/// The next older live buffer than one that [`first`] or this function returned.
 pub(crate) fn after(buf: ARef<Buffer>) -> Option<ARef<Buffer>> {
     // The guard goes before the argument, so the old reference is dropped without the lock.
     LIST.lock().next(Some(&buf))

@@ -38,11 +38,21 @@ mirror() {
 	fi
 	have apt-get || die "this machine is not a Debian, so there is no mirror to take from it" \
 		"name one with --mirror URL"
-	uri=$(apt-get indextargets --format '$(ORIGIN) $(REPO_URI) $(CODENAME)' 'Created-By: Packages' |
-		sed -nE '/security|updates|backports/!s/^(Debian)? ([^ ]*debian\/?) .*/\2/p' | head -n 1 || true)
+	uri=$(host_mirror)
+	if [ -z "$uri" ] && [ "$(id -u)" = 0 ]; then
+		# Without package lists apt does not tell.
+		logged "$CACHE/log/apt.log" apt-get update ||
+			die "apt-get update failed" "check the network and /etc/apt; the log is $CACHE/log/apt.log"
+		uri=$(host_mirror)
+	fi
 	[ -n "$uri" ] || die "no Debian mirror in this machine's package configuration" \
 		"name one with --mirror URL"
 	echo "$uri"
+}
+
+host_mirror() {
+	apt-get indextargets --format '$(ORIGIN) $(REPO_URI)' 'Created-By: Packages' |
+		sed -nE '/security/!s/^Debian ([^ ]*debian\/?)$/\1/p' | head -n 1 || true
 }
 
 KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
