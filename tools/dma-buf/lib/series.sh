@@ -90,7 +90,7 @@ am() {
 	if git -C "$dir" apply -R --check "$patch" 2>/dev/null; then
 		die "the tree has patches/${patch##*/} already" "use a tree without the series"
 	fi
-	die "patches/${patch##*/} does not apply to $(make_version "$TREE") (${BASE:0:12})" \
+	die "patches/${patch##*/} does not apply to $(make_version) (${BASE:0:12})" \
 		"the series is for Linux $LINUX_SERIES: see \"git am\" above for the file, and rebase the patch"
 }
 
@@ -130,7 +130,7 @@ series_tree() {
 	base_tree
 	REV=$(series_commit)
 	git -C "$TREE" -c advice.detachedHead=false checkout -q -f --detach "$REV"
-	say "kernel: $(make_version "$TREE") with $(series_patches | wc -l) patches"
+	say "kernel: $(make_version) with $(series_patches | wc -l) patches"
 	[ -z "$KERNEL" ] || hand_over
 }
 
@@ -152,9 +152,9 @@ hand_over() {
 }
 
 make_version() {
-	awk '/^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) =/{v[$1]=$3}
-		END{print "Linux " v["VERSION"] "." v["PATCHLEVEL"] "." v["SUBLEVEL"] v["EXTRAVERSION"]}' \
-		"$1/Makefile"
+	git -C "$TREE" show "$BASE:Makefile" |
+		awk '/^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) =/{v[$1]=$3}
+			END{print "Linux " v["VERSION"] "." v["PATCHLEVEL"] "." v["SUBLEVEL"] v["EXTRAVERSION"]}'
 }
 
 # series_refresh [FILE=NUMBER...]: make the patches anew.
