@@ -71,11 +71,11 @@ static int __init dma_buf_init(void)
 {
 	return dma_buf_rust_init();
 }
-
 subsys_initcall(dma_buf_init);
 
 static void __exit dma_buf_deinit(void)
 {
 	dma_buf_rust_exit();
 }
+
 __exitcall(dma_buf_deinit);
