@@ -300,18 +300,22 @@ static void compare(unsigned int frame, const unsigned char *in, const unsigned 
 
 static void write_ppm(const char *what, const unsigned char *data)
 {
+	/* A file system may want the pages of what it writes, which some mappings have none of. */
+	unsigned char *copy = malloc(frame_size);
 	char *path;
 	FILE *f;
 
-	if (asprintf(&path, "%s-%s.ppm", out, what) < 0)
-		die("asprintf: %s", strerror(ENOMEM));
+	if (!copy || asprintf(&path, "%s-%s.ppm", out, what) < 0)
+		die("%s", strerror(ENOMEM));
+	memcpy(copy, data, frame_size);
 	f = fopen(path, "wb");
 	if (!f)
 		die("%s: open: %s", path, strerror(errno));
 	fprintf(f, "P6\n%u %u\n255\n", width, height);
-	if (fwrite(data, frame_size, 1, f) != 1 || fclose(f))
+	if (fwrite(copy, frame_size, 1, f) != 1 || fclose(f))
 		die("%s: write: %s", path, strerror(errno));
 	free(path);
+	free(copy);
 }
 
 /* 64-bit FNV-1a */

@@ -156,7 +156,7 @@ verb_boot() {
 	get_rootfs
 	prepare_work "$1" "$2"
 	echo 'modprobe -a vivid vim2m vgem; setsid -c bash -i <>/dev/ttyAMA0 >&0 2>&1' >"$WORK/job"
-	qemu 36000
+	qemu 36000 kunit.enable=0
 }
 
 verb_series() {
@@ -260,7 +260,7 @@ verb_demo() {
 	prepare_work "$core" debug
 	echo '. /work/demo.sh' >"$WORK/job"
 	say "demo: booting"
-	boot_guest "$CACHE/log/demo.log" 600 || die "the guest did not end the demo" \
+	boot_guest "$CACHE/log/demo.log" 600 kunit.enable=0 || die "the guest did not end the demo" \
 		"the console is in $CACHE/log/demo.log"
 	cat "$WORK/out/demo.txt"
 	[ "$(cat "$WORK/out/demo.rc")" = 0 ] || die "the demo failed" \
