@@ -37,7 +37,7 @@ build() {
 	want=$(key "$(git -C "$TREE" rev-parse 'HEAD^{tree}')" "$(cat "${fragments[@]}")" \
 		"$(in_tools sh -c 'rustc --version; clang --version; bindgen --version')")
 	made "$name" "$want" && { say "kernel: $core core, $config: built already"; return; }
-	need_space 10
+	need_space 4
 	say "kernel: building, $core core, $config (20 minutes on 2 cores when there is nothing yet)"
 	configure "$out" "${fragments[@]}"
 	(cd "$TREE" && in_tools make ARCH=arm64 LLVM=1 O="$out" rustavailable) \

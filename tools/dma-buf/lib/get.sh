@@ -107,7 +107,7 @@ get_toolchain() {
 	TOOLS=$CACHE/toolchain
 	want=$(key "$SUITE" "$TOOLCHAIN_PACKAGES")
 	if ! made toolchain "$want"; then
-		need_space 30
+		need_space 10
 		say "toolchain: making a Debian $SUITE root (this machine's does not do: $why)"
 		tmp=$(begin toolchain)
 		logged "$CACHE/log/toolchain.log" mmdebstrap --variant=minbase --keyring="$KEYRING" \
@@ -155,7 +155,7 @@ get_source() {
 	made linux "$want" && return
 	need_host git git
 	need_host xz xz-utils
-	need_space 25
+	need_space 8
 	mkdir -p "$CACHE/download"
 	file=$(find "$CACHE/download" -name "linux_$LINUX_VERSION.orig.tar.xz" \
 		-o -name "linux-source-*_$LINUX_VERSION-*.deb" | sort | head -n 1)

@@ -318,7 +318,7 @@ tap_suite() {
 	say "test: $name"
 	attempt "$results" "$name" "$@" >"$tap"
 	read_tap "$tap" >>"$results/$name"
-	grep '^ *#' "$tap" >&2 || true
+	! grep -q '^fail' "$results/$name" || grep '^# ' "$tap" >&2 || true
 }
 
 guest_suites() {
