@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: GPL-2.0
 # Runs in the guest: frames from vivid through vim2m in shared buffers.
 
-out=/work/out
+out=/bench/out
 node() {
 	grep -lx "$1" /sys/class/video4linux/*/name | sed -n '1s|.*/\(video[0-9]*\)/name|/dev/\1|p'
 }
 
 demo() {
 	local pipe contig vmalloc heap failed=0
-	pipe="/work/programs/dmabuf-pipe --m2m $(node vim2m)"
+	pipe="/bench/programs/dmabuf-pipe --m2m $(node vim2m)"
 	contig=$(node vivid-000-vid-cap)
 	vmalloc=$(node vivid-001-vid-cap)
 	heap=$(find /dev/dma_heap -type c ! -name 'system*' | sort | head -n 1)

@@ -1,11 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# Runs in the guest: every suite, each with a log of its own in /work/out.
+# Runs in the guest: every suite, each with a log of its own in /bench/out.
 #
 # A suite prints TAP, or what v4l2-compliance prints; the host reads the logs.
 
-out=/work/out
-programs=/work/programs
+out=/bench/out
+programs=/bench/programs
 mkdir -p $out
 
 # suite NAME SECONDS COMMAND...

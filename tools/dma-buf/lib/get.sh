@@ -234,9 +234,9 @@ get_rootfs() {
 	# No maintainer script ran.
 	ln -sf bash "$tmp/usr/bin/sh"
 	ln -sf mawk "$tmp/usr/bin/awk"
-	mkdir -p "$tmp"/{proc,sys,dev,tmp,run,work} "$tmp/usr/lib"
+	mkdir -p "$tmp"/{proc,sys,dev,tmp,run,bench} "$tmp/usr/lib"
 	rm -rf "$tmp/usr/lib/modules"
-	ln -s /work/modules "$tmp/usr/lib/modules"
+	ln -s /bench/modules "$tmp/usr/lib/modules"
 	install -m 755 "$BENCH/guest/init" "$tmp/usr/sbin/guest-init"
 	finish rootfs "$want"
 }

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # Booting in QEMU, and reading what the suites said.
 
-# prepare_work CORE CONFIG: the folder that the guest sees as /work. Sets WORK.
+# prepare_work CORE CONFIG: the folder that the guest sees as /bench. Sets WORK.
 prepare_work() {
 	WORK=$CACHE/work-$1-$2
 	rm -rf "$WORK"

@@ -258,7 +258,7 @@ verb_demo() {
 	build_programs
 	get_rootfs
 	prepare_work "$core" debug
-	echo '. /work/demo.sh' >"$WORK/job"
+	echo '. /bench/demo.sh' >"$WORK/job"
 	say "demo: booting"
 	boot_guest "$CACHE/log/demo.log" 600 kunit.enable=0 || die "the guest did not end the demo" \
 		"the console is in $CACHE/log/demo.log"
@@ -327,7 +327,7 @@ guest_suites() {
 	build_programs
 	get_rootfs
 	prepare_work "$core" debug
-	echo '. /work/tests.sh' >"$WORK/job"
+	echo '. /bench/tests.sh' >"$WORK/job"
 	say "test: booting, $core core"
 	if ! boot_guest "$console" 1800; then
 		printf 'fail\tthe guest ran to its end\n' >"$results/boot"
