@@ -1,0 +1,578 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Exporters: giving memory to others as buffers.
+//!
+//! C header: [`include/linux/dma-buf.h`](srctree/include/linux/dma-buf.h)
+
+use super::{
+    cpu,
+    memory::{
+        MappedTable,
+        Memory, //
+    },
+    DmaBuf,
+    LockedResv, //
+};
+
+use crate::{
+    bindings,
+    device::Device,
+    dma::DataDirection,
+    error::{
+        from_result,
+        VTABLE_DEFAULT_ERROR, //
+    },
+    io::{
+        Io,
+        IoSysMap, //
+    },
+    mm::virt::VmaNew,
+    module::this_module,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        Arc, //
+    },
+    types::{
+        ForeignOwnable,
+        Opaque, //
+    },
+};
+
+use core::marker::PhantomData;
+
+/// A reference to the data of a buffer, as the callbacks of `T` get it.
+pub type BorrowedData<'a, T> = <<T as Exporter>::Data as ForeignOwnable>::Borrowed<'a>;
+
+/// The operations of an exporter (`struct dma_buf_ops`).
+///
+/// Callbacks may run concurrently, unless the reservation lock keeps them apart: those that have an
+/// argument `locked` are called under it. Others are not, and may take it. All may sleep.
+///
+/// The module that implements this stays loaded for as long as there are buffers.
+///
+/// [`MemoryExporter`](super::MemoryExporter) implements all of it for ordinary memory.
+#[vtable]
+pub trait Exporter: Sized + 'static {
+    /// The name of the exporter, for `fdinfo` and debugfs.
+    const NAME: &'static CStr;
+
+    /// The data of one buffer. [`export`] takes it, and [`release`](Self::release) gives it back.
+    type Data: ForeignOwnable + Send + Sync + 'static;
+
+    /// The data of one attachment. [`attach`](Self::attach) makes it, and
+    /// [`detach`](Self::detach) gives it back.
+    type Attachment: Send + Sync + 'static;
+
+    /// A device is to be attached.
+    ///
+    /// Return [`EBUSY`] if the memory is where the device cannot access it and cannot be moved.
+    fn attach(
+        data: BorrowedData<'_, Self>,
+        attachment: &NewAttachment<'_>,
+    ) -> Result<Self::Attachment>;
+
+    /// A device is detached. It has no mappings any more.
+    fn detach(_data: BorrowedData<'_, Self>, attachment: Self::Attachment) {
+        drop(attachment);
+    }
+
+    /// The memory is to stay where it is until [`unpin`](Self::unpin). May be called repeatedly.
+    ///
+    /// Whoever implements one of the two implements both, and may move the memory while it is not
+    /// pinned. Pins nest.
+    fn pin(
+        _data: BorrowedData<'_, Self>,
+        _attachment: &Attached<'_, Self>,
+        _locked: &LockedResv,
+    ) -> Result {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Undoes one [`pin`](Self::pin).
+    fn unpin(
+        _data: BorrowedData<'_, Self>,
+        _attachment: &Attached<'_, Self>,
+        _locked: &LockedResv,
+    ) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// The buffer is to be mapped for the device, see [`Attached::map`].
+    ///
+    /// This is the place to allocate memory late, when all devices that are attached so far are
+    /// known.
+    fn map(
+        data: BorrowedData<'_, Self>,
+        attachment: &Attached<'_, Self>,
+        dir: DataDirection,
+        locked: &LockedResv,
+    ) -> Result<MappedTable>;
+
+    /// The device does not need the mapping any more.
+    fn unmap(
+        _data: BorrowedData<'_, Self>,
+        _attachment: &Attached<'_, Self>,
+        table: MappedTable,
+        _locked: &LockedResv,
+    ) {
+        drop(table);
+    }
+
+    /// The last reference to the buffer is gone.
+    fn release(data: Self::Data) {
+        drop(data);
+    }
+
+    /// The CPU is about to access the buffer, and needs to see what devices wrote.
+    fn begin_cpu_access(_data: BorrowedData<'_, Self>, _dir: DataDirection) -> Result {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// The CPU has accessed the buffer; devices need to see what it wrote.
+    fn end_cpu_access(_data: BorrowedData<'_, Self>, _dir: DataDirection) -> Result {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// The buffer is to be mapped for user space. The range is within the buffer, and cannot be
+    /// expanded later.
+    fn mmap(_data: BorrowedData<'_, Self>, _vma: &VmaNew) -> Result {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// The buffer is to be mapped for the kernel, all of it. Called once, until
+    /// [`vunmap`](Self::vunmap).
+    ///
+    /// The view is borrowed from the data, so it is valid for as long as the buffer exists.
+    fn vmap<'a>(_data: BorrowedData<'a, Self>, _locked: &LockedResv) -> Result<IoSysMap<'a, [u8]>> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Nobody needs the mapping for the kernel any more.
+    fn vunmap(_data: BorrowedData<'_, Self>, _locked: &LockedResv) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+}
+
+/// What went wrong in [`export`], and the data that was to be exported.
+#[derive(Debug)]
+pub struct ExportError<D> {
+    /// The error.
+    pub error: Error,
+    /// The data, whose owner is the caller again.
+    pub data: D,
+}
+
+impl<D> From<ExportError<D>> for Error {
+    fn from(this: ExportError<D>) -> Error {
+        this.error
+    }
+}
+
+/// Makes a buffer of `size` bytes.
+///
+/// `flags` are those of the file: [`O_RDWR`](crate::fs::file::flags::O_RDWR) lets user space map
+/// the buffer for writing, [`O_RDONLY`](crate::fs::file::flags::O_RDONLY) only for reading.
+///
+/// # Errors
+///
+/// The data is given back, with [`EINVAL`] if `size` is zero or more than an object can have,
+/// [`ENOENT`] if the module is being unloaded, [`ENOMEM`], or [`ENFILE`].
+pub fn export<T: Exporter>(
+    data: T::Data,
+    size: usize,
+    flags: u32,
+) -> Result<ARef<DmaBuf>, ExportError<T::Data>> {
+    if size == 0 || isize::try_from(size).is_err() {
+        return Err(ExportError {
+            error: EINVAL,
+            data,
+        });
+    }
+
+    let private = data.into_foreign();
+    let info = bindings::dma_buf_export_info {
+        exp_name: T::NAME.as_char_ptr(),
+        owner: this_module::<T::OwnerModule>().as_ptr(),
+        ops: ExporterVTable::<T>::build(),
+        size,
+        // CAST: Only the lowest bits mean something.
+        flags: flags as i32,
+        resv: core::ptr::null_mut(),
+        priv_: private,
+    };
+
+    // SAFETY: All is set up as `dma_buf_export()` wants it: the operations match the data, and
+    // the module is that of the operations. On success a reference passes to the result.
+    unsafe { DmaBuf::from_owned(bindings::dma_buf_export(&info)) }.map_err(|error| ExportError {
+        error,
+        // SAFETY: This is the pointer from above, and `dma_buf_export()` does not keep it when it
+        // fails.
+        data: unsafe { T::Data::from_foreign(private) },
+    })
+}
+
+/// The attachment that is being made, in [`Exporter::attach`].
+pub struct NewAttachment<'a>(&'a Opaque<bindings::dma_buf_attachment>);
+
+impl<'a> NewAttachment<'a> {
+    /// The device that is to be attached. It need not be bound to a driver.
+    #[inline]
+    pub fn device(&self) -> &'a Device {
+        // SAFETY: The attachment and its device are valid for as long as the callback runs.
+        unsafe { Device::from_raw((*self.0.get()).dev) }
+    }
+
+    /// Whether the device can access memory of other devices on the bus, and nobody has denied it
+    /// so far.
+    #[inline]
+    pub fn peer2peer(&self) -> bool {
+        // SAFETY: The attachment is valid. The field is not touched by others before it is
+        // attached.
+        unsafe { (*self.0.get()).peer2peer }
+    }
+
+    /// Denies access to memory of other devices on the bus.
+    #[inline]
+    pub fn deny_peer2peer(&self) {
+        // SAFETY: As above, and `NewAttachment` is not `Sync`.
+        unsafe { (*self.0.get()).peer2peer = false };
+    }
+
+    /// Whether the importer can be made to give the buffer back: it has promised to end its
+    /// mappings in bounded time after [`DmaBuf::invalidate_mappings`].
+    #[inline]
+    pub fn is_revocable(&self) -> bool {
+        // SAFETY: The attachment is valid.
+        unsafe { bindings::dma_buf_attach_revocable(self.0.get()) }
+    }
+}
+
+/// A device that is attached to a buffer, in the callbacks of its exporter.
+pub struct Attached<'a, T: Exporter> {
+    raw: &'a Opaque<bindings::dma_buf_attachment>,
+    _exporter: PhantomData<T>,
+}
+
+impl<'a, T: Exporter> Attached<'a, T> {
+    /// # Safety
+    ///
+    /// `raw` must be an attachment to a buffer of `T`, and be valid for `'a`.
+    unsafe fn from_raw(raw: *mut bindings::dma_buf_attachment) -> Self {
+        Self {
+            // SAFETY: By the safety requirements.
+            raw: unsafe { &*Opaque::cast_from(raw) },
+            _exporter: PhantomData,
+        }
+    }
+
+    /// What [`Exporter::attach`] made.
+    #[inline]
+    pub fn data(&self) -> &'a T::Attachment {
+        // SAFETY: The pointer is from `KBox::into_foreign()` in `attach`, and given back in
+        // `detach` only.
+        unsafe { KBox::borrow((*self.raw.get()).priv_) }
+    }
+
+    /// The device.
+    #[inline]
+    pub fn device(&self) -> &'a Device {
+        // SAFETY: The attachment is valid, and an importer keeps its device until it detaches it.
+        unsafe { Device::from_raw((*self.raw.get()).dev) }
+    }
+
+    /// Whether the device can access memory of other devices on the bus.
+    #[inline]
+    pub fn peer2peer(&self) -> bool {
+        // SAFETY: The attachment is valid, and the field does not change after `attach`.
+        unsafe { (*self.raw.get()).peer2peer }
+    }
+
+    /// Maps memory for the device.
+    ///
+    /// The table has segments that the device can take. It keeps the memory.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], [`EINVAL`] for [`DataDirection::None`], [`EIO`] if the device cannot access the
+    /// memory.
+    #[inline]
+    pub fn map(&self, memory: Arc<Memory>, dir: DataDirection) -> Result<MappedTable> {
+        // SAFETY: An importer that maps a buffer for a device does so while the device can do DMA:
+        // that is its side of the contract. Those of `super::attachment` prove that it is bound.
+        unsafe { MappedTable::new(self.device(), memory, dir) }
+    }
+}
+
+/// Only bits that C can pass.
+fn direction(dir: bindings::dma_data_direction) -> Result<DataDirection> {
+    match dir {
+        bindings::dma_data_direction::DMA_BIDIRECTIONAL => Ok(DataDirection::Bidirectional),
+        bindings::dma_data_direction::DMA_TO_DEVICE => Ok(DataDirection::ToDevice),
+        bindings::dma_data_direction::DMA_FROM_DEVICE => Ok(DataDirection::FromDevice),
+        _ => Err(EINVAL),
+    }
+}
+
+/// The C functions for the operations of `T`.
+struct ExporterVTable<T: Exporter>(PhantomData<T>);
+
+/// # Safety
+///
+/// For all functions here: they are only called by the dma-buf core, for buffers that [`export`]
+/// made with the same `T`, and as the C header says.
+impl<T: Exporter> ExporterVTable<T> {
+    const OPS: bindings::dma_buf_ops = {
+        assert!(
+            T::HAS_PIN == T::HAS_UNPIN,
+            "an exporter has both pin() and unpin(), or none"
+        );
+        assert!(
+            T::HAS_VMAP || !T::HAS_VUNMAP,
+            "an exporter with vunmap() has vmap()"
+        );
+        bindings::dma_buf_ops {
+            attach: Some(Self::attach),
+            detach: Some(Self::detach),
+            pin: if T::HAS_PIN { Some(Self::pin) } else { None },
+            unpin: if T::HAS_UNPIN {
+                Some(Self::unpin)
+            } else {
+                None
+            },
+            map_dma_buf: Some(Self::map),
+            unmap_dma_buf: Some(Self::unmap),
+            release: Some(Self::release),
+            begin_cpu_access: if T::HAS_BEGIN_CPU_ACCESS {
+                Some(Self::begin_cpu_access)
+            } else {
+                None
+            },
+            end_cpu_access: if T::HAS_END_CPU_ACCESS {
+                Some(Self::end_cpu_access)
+            } else {
+                None
+            },
+            mmap: if T::HAS_MMAP { Some(Self::mmap) } else { None },
+            vmap: if T::HAS_VMAP { Some(Self::vmap) } else { None },
+            vunmap: if T::HAS_VUNMAP {
+                Some(Self::vunmap)
+            } else {
+                None
+            },
+        }
+    };
+
+    const fn build() -> &'static bindings::dma_buf_ops {
+        &Self::OPS
+    }
+
+    /// # Safety
+    ///
+    /// `dmabuf` must be a buffer of `T` that is not released before the end of `'a`.
+    unsafe fn data<'a>(dmabuf: *mut bindings::dma_buf) -> BorrowedData<'a, T> {
+        // SAFETY: The pointer is from `into_foreign()` in `export`, and given back in `release`
+        // only.
+        unsafe { T::Data::borrow((*dmabuf).priv_) }
+    }
+
+    /// # Safety
+    ///
+    /// See the `impl` block.
+    unsafe extern "C" fn attach(
+        dmabuf: *mut bindings::dma_buf,
+        attach: *mut bindings::dma_buf_attachment,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: The buffer and the attachment are valid while this runs.
+            let (data, new) = unsafe {
+                (
+                    Self::data(dmabuf),
+                    NewAttachment(&*Opaque::cast_from(attach)),
+                )
+            };
+            let state = KBox::new(T::attach(data, &new)?, GFP_KERNEL)?;
+
+            // SAFETY: The field is the exporter's.
+            unsafe { (*attach).priv_ = state.into_foreign() };
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// See the `impl` block.
+    unsafe extern "C" fn detach(
+        dmabuf: *mut bindings::dma_buf,
+        attach: *mut bindings::dma_buf_attachment,
+    ) {
+        // SAFETY: The pointer is from `attach`, and nobody can ask for the attachment any more.
+        let state = unsafe { KBox::<T::Attachment>::from_foreign((*attach).priv_) };
+
+        // SAFETY: The buffer is valid while this runs.
+        T::detach(unsafe { Self::data(dmabuf) }, KBox::into_inner(state));
+    }
+
+    /// # Safety
+    ///
+    /// See the `impl` block; `attach` must be attached and the lock of its buffer held for `'a`.
+    unsafe fn locked<'a>(
+        attach: *mut bindings::dma_buf_attachment,
+    ) -> (BorrowedData<'a, T>, Attached<'a, T>, &'a LockedResv) {
+        // SAFETY: By the safety requirements. Attachments keep their buffer.
+        unsafe {
+            (
+                Self::data((*attach).dmabuf),
+                Attached::from_raw(attach),
+                LockedResv::from_raw((*(*attach).dmabuf).resv),
+            )
+        }
+    }
+
+    /// # Safety
+    ///
+    /// See the `impl` block.
+    unsafe extern "C" fn pin(attach: *mut bindings::dma_buf_attachment) -> c_int {
+        // SAFETY: The core calls this under the lock.
+        let (data, attached, locked) = unsafe { Self::locked(attach) };
+
+        from_result(|| T::pin(data, &attached, locked).map(|()| 0))
+    }
+
+    /// # Safety
+    ///
+    /// See the `impl` block.
+    unsafe extern "C" fn unpin(attach: *mut bindings::dma_buf_attachment) {
+        // SAFETY: The core calls this under the lock.
+        let (data, attached, locked) = unsafe { Self::locked(attach) };
+
+        T::unpin(data, &attached, locked);
+    }
+
+    /// # Safety
+    ///
+    /// See the `impl` block.
+    unsafe extern "C" fn map(
+        attach: *mut bindings::dma_buf_attachment,
+        dir: bindings::dma_data_direction,
+    ) -> *mut bindings::sg_table {
+        // SAFETY: The core calls this under the lock.
+        let (data, attached, locked) = unsafe { Self::locked(attach) };
+        let map = || {
+            let dir = direction(dir)?;
+            let table = T::map(data, &attached, dir, locked)?;
+
+            // Addresses of another device would make this one access whatever is there.
+            if !table.is_for(attached.device(), dir) {
+                return Err(EINVAL);
+            }
+            Ok(table.into_raw())
+        };
+
+        map().unwrap_or_else(Error::to_ptr)
+    }
+
+    /// # Safety
+    ///
+    /// See the `impl` block.
+    unsafe extern "C" fn unmap(
+        attach: *mut bindings::dma_buf_attachment,
+        table: *mut bindings::sg_table,
+        _dir: bindings::dma_data_direction,
+    ) {
+        // SAFETY: The core calls this under the lock.
+        let (data, attached, locked) = unsafe { Self::locked(attach) };
+        // SAFETY: The importer gives back what `map` returned, once.
+        let table = unsafe { MappedTable::from_raw(table) };
+
+        T::unmap(data, &attached, table, locked);
+    }
+
+    /// # Safety
+    ///
+    /// See the `impl` block.
+    unsafe extern "C" fn release(dmabuf: *mut bindings::dma_buf) {
+        // SAFETY: The pointer is from `into_foreign()` in `export`; this is called once, when
+        // nobody has a reference to the buffer any more.
+        T::release(unsafe { T::Data::from_foreign((*dmabuf).priv_) });
+    }
+
+    /// # Safety
+    ///
+    /// See the `impl` block.
+    unsafe extern "C" fn begin_cpu_access(
+        dmabuf: *mut bindings::dma_buf,
+        dir: bindings::dma_data_direction,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: The buffer is valid while this runs.
+            T::begin_cpu_access(unsafe { Self::data(dmabuf) }, direction(dir)?).map(|()| 0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// See the `impl` block.
+    unsafe extern "C" fn end_cpu_access(
+        dmabuf: *mut bindings::dma_buf,
+        dir: bindings::dma_data_direction,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: The buffer is valid while this runs.
+            T::end_cpu_access(unsafe { Self::data(dmabuf) }, direction(dir)?).map(|()| 0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// See the `impl` block.
+    unsafe extern "C" fn mmap(
+        dmabuf: *mut bindings::dma_buf,
+        vma: *mut bindings::vm_area_struct,
+    ) -> c_int {
+        // SAFETY: The core calls this for an area that is being set up.
+        let vma = unsafe { VmaNew::from_raw(vma) };
+
+        // The core has checked the range that there is now.
+        vma.set_dontexpand();
+        // SAFETY: The buffer is valid while this runs.
+        from_result(|| T::mmap(unsafe { Self::data(dmabuf) }, vma).map(|()| 0))
+    }
+
+    /// # Safety
+    ///
+    /// See the `impl` block.
+    unsafe extern "C" fn vmap(
+        dmabuf: *mut bindings::dma_buf,
+        map: *mut bindings::iosys_map,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: The buffer is valid, and the core calls this under the lock.
+            let (size, locked) = unsafe { ((*dmabuf).size, LockedResv::from_raw((*dmabuf).resv)) };
+            // SAFETY: The core does not use the view after the buffer has been released.
+            let view = T::vmap(unsafe { Self::data(dmabuf) }, locked)?;
+
+            if view.size() < size {
+                if T::HAS_VUNMAP {
+                    // SAFETY: The buffer is valid while this runs.
+                    T::vunmap(unsafe { Self::data(dmabuf) }, locked);
+                }
+                return Err(EINVAL);
+            }
+            // SAFETY: `map` is valid for writing.
+            unsafe { map.write(cpu::view_to_raw(view)) };
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// See the `impl` block.
+    unsafe extern "C" fn vunmap(dmabuf: *mut bindings::dma_buf, _map: *mut bindings::iosys_map) {
+        // SAFETY: The buffer is valid, and the core calls this under the lock.
+        let locked = unsafe { LockedResv::from_raw((*dmabuf).resv) };
+
+        // SAFETY: The buffer is valid while this runs.
+        T::vunmap(unsafe { Self::data(dmabuf) }, locked);
+    }
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sharing of buffers between devices: dma-buf, its reservation object, its fences.
+//!
+//! C headers: [`include/linux/dma-buf.h`](srctree/include/linux/dma-buf.h),
+//! [`include/linux/dma-resv.h`](srctree/include/linux/dma-resv.h),
+//! [`include/linux/dma-fence.h`](srctree/include/linux/dma-fence.h),
+//! [`include/linux/sync_file.h`](srctree/include/linux/sync_file.h)
+//!
+//! The chapter for driver authors is
+//! [`Documentation/driver-api/dma-buf-rust-drivers.rst`](srctree/Documentation/driver-api/dma-buf-rust-drivers.rst),
+//! the page to read first is
+//! [`samples/rust/rust_dma_buf.rs`](srctree/samples/rust/rust_dma_buf.rs).
+//!
+//! A driver that has memory is an *exporter*: it implements [`Exporter`], or [`MemoryExporter`]
+//! when ordinary kernel memory will do, and calls [`export`] or [`export_memory`]. A driver that
+//! wants its device to access a buffer is an *importer*: it gets a [`DmaBuf`] from a file
+//! descriptor and walks the chain
+//!
+//! ```text
+//! DmaBuf --attach()--> Attachment --map()--> Mapping --table()--> &SGTable
+//! ```
+//!
+//! in which each link owns the one before it, and undoes its own step when it is dropped. An
+//! importer that can follow a buffer which moves is a [`DynamicImporter`].
+//!
+//! # Locking
+//!
+//! The rules of `Documentation/driver-api/dma-buf.rst`, section "Locking Convention", are types
+//! here. What needs the reservation lock takes a [`&LockedResv`](LockedResv), which only a
+//! [`ResvGuard`] or a callback that runs under the lock can give. What must not hold it takes none,
+//! and deadlocks if the lock is held all the same; lockdep tells.
+//!
+//! # Contexts
+//!
+//! Everything here may sleep, unless it says that it does not. A reference to a [`DmaBuf`] or a
+//! [`Fence`] may be dropped in any context.
+//!
+//! # Modules
+//!
+//! A module that calls these functions imports their namespace: `imports_ns: ["DMA_BUF"]` in
+//! [`module!`](macros::module). The modules that implement [`Exporter`], [`DynamicImporter`] and
+//! [`FenceCallback`] stay loaded for as long as the C side can call them.
+
+pub mod attachment;
+pub mod buf;
+pub mod cpu;
+pub mod dma_fence;
+pub mod exporter;
+pub mod memory;
+pub mod resv;
+#[cfg(CONFIG_SYNC_FILE)]
+pub mod sync_file;
+
+#[cfg(CONFIG_RUST_DMA_BUF_KUNIT_TEST)]
+mod tests;
+
+pub use self::{
+    attachment::{
+        Attachment,
+        DynamicAttachment,
+        DynamicImporter,
+        Mapping, //
+    },
+    buf::DmaBuf,
+    cpu::CpuAccess,
+    dma_fence::{
+        DriverFence,
+        Fence,
+        FenceCallback,
+        FenceContext, //
+    },
+    exporter::{
+        export,
+        Exporter, //
+    },
+    memory::{
+        export_memory,
+        Memory,
+        MemoryExporter, //
+    },
+    resv::{
+        LockedResv,
+        Resv,
+        ResvGuard,
+        Usage, //
+    },
+};
+
+use crate::{
+    bindings,
+    module::this_module,
+    prelude::*,
+    ModuleMetadata, //
+};
+
+/// A reference to a module, for as long as the C side has a pointer to a function of it.
+///
+/// # Invariants
+///
+/// The pointer is null, for code that is built in, or one reference to the module is owned.
+struct ModuleRef(*mut bindings::module);
+
+// SAFETY: References to a module may be given back from any task.
+unsafe impl Send for ModuleRef {}
+
+// SAFETY: There are no methods that take a shared reference.
+unsafe impl Sync for ModuleRef {}
+
+impl ModuleRef {
+    /// Takes a reference; fails with [`ENOENT`] when the module is on its way out.
+    fn get<M: ModuleMetadata>() -> Result<Self> {
+        let module = this_module::<M>().as_ptr();
+
+        // SAFETY: The pointer is that of a module whose code is running, or null.
+        if !unsafe { bindings::try_module_get(module) } {
+            return Err(ENOENT);
+        }
+        // INVARIANT: The reference was taken just now.
+        Ok(Self(module))
+    }
+}
+
+impl Drop for ModuleRef {
+    fn drop(&mut self) {
+        // SAFETY: The reference is owned by the type invariants.
+        unsafe { bindings::module_put(self.0) };
+    }
+}

@@ -1,0 +1,1121 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit tests: buffers, exporters and importers, through the C API, and so of whichever core is
+//! built.
+
+use super::{
+    attachment::Invalidation,
+    cpu,
+    exporter::{
+        Attached,
+        BorrowedData,
+        NewAttachment, //
+    },
+    memory::MappedTable,
+    *, //
+};
+
+use crate::{
+    device::{
+        Bound,
+        Device, //
+    },
+    dma::{
+        DataDirection,
+        DmaMask, //
+    },
+    dma_buf::dma_fence::DriverFenceAllocation,
+    faux,
+    fs::file::flags,
+    io::{
+        io_project,
+        Io,
+        IoSysMap, //
+    },
+    new_mutex,
+    page::PAGE_SIZE,
+    sync::{
+        aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Mutex, //
+    },
+    time::{
+        delay::fsleep,
+        msecs_to_jiffies,
+        Delta, //
+    },
+};
+
+const SIZE: usize = 3 * PAGE_SIZE;
+
+/// How often each operation was called, and which one is to fail next.
+struct Counts {
+    calls: [Atomic<u32>; OPS],
+    fail: Atomic<u32>,
+    /// Whether the exporter keeps tables, to give them to others.
+    keep: Atomic<bool>,
+    /// What the exporter was told of the last attachment.
+    revocable: Atomic<bool>,
+    peer2peer: Atomic<bool>,
+}
+
+const OPS: usize = 13;
+
+#[derive(Copy, Clone)]
+enum Op {
+    Attach,
+    Detach,
+    Pin,
+    Unpin,
+    Map,
+    Unmap,
+    Release,
+    Begin,
+    End,
+    Vmap,
+    Vunmap,
+    Invalidate,
+    ImporterDrop,
+}
+
+impl Counts {
+    fn new() -> Result<Arc<Self>> {
+        Ok(Arc::new(
+            Self {
+                calls: [const { Atomic::new(0) }; OPS],
+                fail: Atomic::new(u32::MAX),
+                keep: Atomic::new(false),
+                revocable: Atomic::new(false),
+                peer2peer: Atomic::new(false),
+            },
+            GFP_KERNEL,
+        )?)
+    }
+
+    fn of(&self, op: Op) -> u32 {
+        self.calls[op as usize].load(Relaxed)
+    }
+
+    /// Whether each operation was called as often as is listed, and no other one.
+    fn are(&self, expected: &[(Op, u32)]) -> bool {
+        (0..OPS).all(|op| {
+            let expected = expected.iter().find(|(other, _)| *other as usize == op);
+
+            self.calls[op].load(Relaxed) == expected.map_or(0, |(_, count)| *count)
+        })
+    }
+
+    fn fail_next(&self, op: Op) {
+        self.fail.store(op as u32, Relaxed);
+    }
+
+    fn note(&self, op: Op) {
+        self.calls[op as usize].fetch_add(1, Relaxed);
+    }
+
+    fn noted(&self, noted: &Noted) {
+        self.revocable.store(noted.revocable, Relaxed);
+        self.peer2peer.store(noted.peer2peer, Relaxed);
+    }
+
+    /// Counts an operation; fails if it is the one that is to fail.
+    fn call(&self, op: Op) -> Result {
+        self.note(op);
+        if self.fail.load(Relaxed) == op as u32 {
+            self.fail.store(u32::MAX, Relaxed);
+            return Err(EREMOTEIO);
+        }
+        Ok(())
+    }
+}
+
+/// What may have to wait for a work item: files are released by one, where there is no user space
+/// to return to.
+fn eventually(condition: impl Fn() -> bool) -> bool {
+    for _ in 0..500 {
+        if condition() {
+            return true;
+        }
+        fsleep(Delta::from_millis(10));
+    }
+    condition()
+}
+
+/// The data of one buffer of the mock exporter.
+#[pin_data]
+struct Mock {
+    counts: Arc<Counts>,
+    memory: Arc<Memory>,
+    /// How much of the memory to map for the kernel.
+    vmap_size: usize,
+    /// Given back by the next map, instead of a new one.
+    #[pin]
+    wrong: Mutex<Option<MappedTable>>,
+}
+
+/// The mock exporter; `MOVES` decides whether its memory may move.
+struct MockExporter<const MOVES: bool>;
+
+/// What the mock exporter keeps of an attachment.
+struct Noted {
+    revocable: bool,
+    peer2peer: bool,
+}
+
+#[vtable]
+impl<const MOVES: bool> Exporter for MockExporter<MOVES> {
+    const NAME: &'static CStr = c"kunit";
+    const HAS_PIN: bool = MOVES;
+    const HAS_UNPIN: bool = MOVES;
+
+    type Data = Pin<KBox<Mock>>;
+    type Attachment = Noted;
+
+    fn attach(data: Pin<&Mock>, attachment: &NewAttachment<'_>) -> Result<Noted> {
+        data.counts.call(Op::Attach)?;
+
+        let noted = Noted {
+            revocable: attachment.is_revocable(),
+            peer2peer: attachment.peer2peer(),
+        };
+
+        attachment.deny_peer2peer();
+        data.counts.noted(&noted);
+        Ok(noted)
+    }
+
+    fn detach(data: Pin<&Mock>, noted: Noted) {
+        data.counts.noted(&noted);
+        data.counts.note(Op::Detach);
+    }
+
+    fn pin(data: Pin<&Mock>, _at: &Attached<'_, Self>, _locked: &LockedResv) -> Result {
+        data.counts.call(Op::Pin)
+    }
+
+    fn unpin(data: Pin<&Mock>, _at: &Attached<'_, Self>, _locked: &LockedResv) {
+        data.counts.note(Op::Unpin);
+    }
+
+    fn map(
+        data: Pin<&Mock>,
+        attachment: &Attached<'_, Self>,
+        dir: DataDirection,
+        locked: &LockedResv,
+    ) -> Result<MappedTable> {
+        data.counts.call(Op::Map)?;
+        if attachment.peer2peer() || locked.resv().try_lock().is_some() {
+            return Err(EDOM);
+        }
+        match data.wrong.lock().take() {
+            Some(wrong) => Ok(wrong),
+            None => attachment.map(data.memory.clone(), dir),
+        }
+    }
+
+    fn unmap(data: Pin<&Mock>, _at: &Attached<'_, Self>, table: MappedTable, _locked: &LockedResv) {
+        data.counts.note(Op::Unmap);
+        if data.counts.keep.load(Relaxed) {
+            *data.wrong.lock() = Some(table);
+        }
+    }
+
+    fn release(data: Pin<KBox<Mock>>) {
+        data.counts.note(Op::Release);
+    }
+
+    fn begin_cpu_access(data: Pin<&Mock>, _dir: DataDirection) -> Result {
+        data.counts.call(Op::Begin)?;
+        data.memory.begin_cpu_access();
+        Ok(())
+    }
+
+    fn end_cpu_access(data: Pin<&Mock>, _dir: DataDirection) -> Result {
+        data.memory.end_cpu_access();
+        data.counts.call(Op::End)
+    }
+
+    fn vmap<'a>(data: BorrowedData<'a, Self>, _locked: &LockedResv) -> Result<IoSysMap<'a, [u8]>> {
+        data.counts.call(Op::Vmap)?;
+
+        let view = data.get_ref().memory.view();
+
+        Ok(io_project!(view, [try: 0..data.vmap_size]).into())
+    }
+
+    fn vunmap(data: Pin<&Mock>, _locked: &LockedResv) {
+        data.counts.note(Op::Vunmap);
+    }
+}
+
+fn mock<const MOVES: bool>(counts: &Arc<Counts>, vmap_size: usize) -> Result<ARef<DmaBuf>> {
+    let memory = Memory::new(SIZE, GFP_KERNEL)?;
+    let data = KBox::pin_init(
+        pin_init!(Mock {
+            counts: counts.clone(),
+            memory,
+            vmap_size,
+            wrong <- new_mutex!(None),
+        }),
+        GFP_KERNEL,
+    )?;
+
+    Ok(export::<MockExporter<MOVES>>(data, SIZE, flags::O_RDWR)?)
+}
+
+/// A buffer that stays where it is.
+fn fixed(counts: &Arc<Counts>) -> Result<ARef<DmaBuf>> {
+    mock::<false>(counts, SIZE)
+}
+
+/// A buffer that may move.
+fn movable(counts: &Arc<Counts>) -> Result<ARef<DmaBuf>> {
+    mock::<true>(counts, SIZE)
+}
+
+/// A device that can do DMA. Tests run one after another, so its name is free.
+fn device() -> Result<faux::Registration> {
+    faux::Registration::new_with_dma_mask(c"kunit_dma_buf", None, DmaMask::new::<64>())
+}
+
+fn bound(registration: &faux::Registration) -> &Device<Bound> {
+    registration.as_ref().as_ref()
+}
+
+/// The mock importer.
+struct Follower {
+    counts: Arc<Counts>,
+    unmap: bool,
+}
+
+#[vtable]
+impl DynamicImporter for Follower {
+    const ALLOW_PEER2PEER: bool = true;
+
+    fn invalidate_mappings(&self, invalidation: &Invalidation<'_, Self>) {
+        self.counts.note(Op::Invalidate);
+        if self.unmap {
+            invalidation.unmap();
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.counts.note(Op::ImporterDrop);
+    }
+}
+
+#[kunit_tests(rust_dma_buf)]
+mod suite {
+    use super::*;
+
+    #[test]
+    fn export_and_release() -> Result {
+        let counts = Counts::new()?;
+        let buf = fixed(&counts)?;
+
+        assert_eq!(buf.size(), SIZE);
+        assert!(buf.exporter_name() == c"kunit");
+        assert!(counts.are(&[]));
+
+        let other = buf.clone();
+
+        assert!(buf == other);
+        assert!(fixed(&Counts::new()?)? != buf);
+        drop(buf);
+        assert!(counts.are(&[]));
+        drop(other);
+        assert!(eventually(|| counts.are(&[(Op::Release, 1)])));
+        Ok(())
+    }
+
+    #[test]
+    fn export_gives_the_data_back_when_it_fails() -> Result {
+        let frame = Frame(Memory::new(SIZE, GFP_KERNEL)?);
+        let memory = frame.0.clone();
+
+        for size in [0, isize::MAX as usize + 1] {
+            let data = KBox::new(Frame(memory.clone()), GFP_KERNEL)?;
+            let result = export::<FrameExporter>(data, size, flags::O_RDWR);
+
+            assert!(result.is_err());
+            if let Err(failed) = result {
+                assert!(failed.error == EINVAL);
+                assert!(Arc::ptr_eq(&failed.data.0, &memory));
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn get_of_what_is_not_open() -> Result {
+        assert!(DmaBuf::get(-1).err() == Some(EBADF));
+        assert!(DmaBuf::get(i32::MAX).err() == Some(EBADF));
+        Ok(())
+    }
+
+    #[test]
+    fn iter_finds_buffers_newest_first() -> Result {
+        let counts = Counts::new()?;
+        let first = fixed(&counts)?;
+        let second = fixed(&counts)?;
+        let mut order = DmaBuf::iter().filter(|buf| *buf == first || *buf == second);
+
+        assert!(order.next().is_some_and(|buf| buf == second));
+        assert!(order.next().is_some_and(|buf| buf == first));
+        assert!(order.next().is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn each_step_is_undone() -> Result {
+        let counts = Counts::new()?;
+        let device = device()?;
+        let buf = fixed(&counts)?;
+        let attachment = buf.attach(bound(&device))?;
+
+        assert!(counts.are(&[(Op::Attach, 1)]));
+        assert!(*attachment.buf() == *buf);
+
+        let mapping = attachment.map(DataDirection::ToDevice)?;
+
+        assert!(counts.are(&[(Op::Attach, 1), (Op::Map, 1)]));
+        assert!(mapping.direction() == DataDirection::ToDevice);
+
+        let mapped: u64 = mapping.table().iter().map(|entry| entry.dma_len()).sum();
+
+        assert_eq!(mapped, SIZE as u64);
+        drop(mapping);
+        assert!(counts.are(&[(Op::Attach, 1), (Op::Map, 1), (Op::Unmap, 1)]));
+        drop(attachment);
+        assert_eq!(counts.of(Op::Detach), 1);
+        drop(buf);
+        assert!(eventually(|| counts.of(Op::Release) == 1));
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_needed_is_kept() -> Result {
+        let counts = Counts::new()?;
+        let device = device()?;
+        let mapping = {
+            let buf = fixed(&counts)?;
+
+            buf.attach(bound(&device))?.map(DataDirection::FromDevice)?
+        };
+
+        // The buffer and the attachment are dropped, and still there.
+        assert!(counts.are(&[(Op::Attach, 1), (Op::Map, 1)]));
+        assert!(mapping.attachment().buf().size() == SIZE);
+        drop(mapping);
+        assert!(eventually(|| counts.are(&[
+            (Op::Attach, 1),
+            (Op::Map, 1),
+            (Op::Unmap, 1),
+            (Op::Detach, 1),
+            (Op::Release, 1),
+        ])));
+        Ok(())
+    }
+
+    #[test]
+    fn failures_of_the_exporter_are_passed_on() -> Result {
+        let counts = Counts::new()?;
+        let device = device()?;
+        let buf = fixed(&counts)?;
+
+        counts.fail_next(Op::Attach);
+        assert!(buf.attach(bound(&device)).err() == Some(EREMOTEIO));
+        assert!(counts.are(&[(Op::Attach, 1)]));
+
+        let attachment = buf.attach(bound(&device))?;
+
+        counts.fail_next(Op::Map);
+        assert!(attachment.map(DataDirection::ToDevice).err() == Some(EREMOTEIO));
+        assert!(attachment.map(DataDirection::None).err() == Some(EINVAL));
+        assert!(counts.are(&[(Op::Attach, 2), (Op::Map, 1)]));
+        drop(attachment);
+        assert_eq!(counts.of(Op::Detach), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_table_of_another_device_is_refused() -> Result {
+        let counts = Counts::new()?;
+        let device = device()?;
+        let other = faux::Registration::new_with_dma_mask(
+            c"kunit_dma_buf_other",
+            None,
+            DmaMask::new::<64>(),
+        )?;
+        let buf = fixed(&counts)?;
+
+        counts.keep.store(true, Relaxed);
+        drop(buf.attach(bound(&device))?.map(DataDirection::ToDevice)?);
+        counts.keep.store(false, Relaxed);
+        assert!(
+            buf.attach(bound(&other))?
+                .map(DataDirection::ToDevice)
+                .err()
+                == Some(EINVAL)
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn mapping_under_the_lock() -> Result {
+        let counts = Counts::new()?;
+        let device = device()?;
+        let buf = fixed(&counts)?;
+        let other = fixed(&Counts::new()?)?;
+        let attachment = buf.attach(bound(&device))?;
+        let locked = buf.resv().lock();
+
+        {
+            let mapping = attachment.map_locked(DataDirection::ToDevice, &locked)?;
+
+            assert_eq!(counts.of(Op::Unmap), 0);
+            assert!(mapping.table().iter().next().is_some());
+        }
+        assert_eq!(counts.of(Op::Unmap), 1);
+
+        let mapping = attachment
+            .map_locked(DataDirection::ToDevice, &locked)?
+            .keep();
+
+        drop(locked);
+        assert_eq!(counts.of(Op::Unmap), 1);
+
+        // The lock of another buffer will not do.
+        let wrong = other.resv().lock();
+
+        assert!(attachment
+            .map_locked(DataDirection::ToDevice, &wrong)
+            .is_err_and(|error| error == EINVAL));
+
+        let result = mapping.unmap_locked(&wrong);
+
+        drop(wrong);
+        assert!(result.is_err());
+        if let Err(mapping) = result {
+            let locked = buf.resv().lock();
+
+            assert_eq!(counts.of(Op::Unmap), 1);
+
+            let rest = mapping.unmap_locked(&locked);
+
+            assert_eq!(counts.of(Op::Unmap), 2);
+            drop(locked);
+            assert!(rest.is_ok());
+        }
+        drop(attachment);
+        assert_eq!(counts.of(Op::Detach), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_static_importer_pins() -> Result {
+        let counts = Counts::new()?;
+        let device = device()?;
+        let buf = movable(&counts)?;
+        let attachment = buf.attach(bound(&device))?;
+
+        assert_eq!(counts.of(Op::Pin), 0);
+
+        let mapping = attachment.map(DataDirection::ToDevice)?;
+
+        assert_eq!(counts.of(Op::Pin), 1);
+        assert_eq!(counts.of(Op::Unpin), 0);
+        drop(mapping);
+        assert_eq!(counts.of(Op::Unpin), 1);
+
+        counts.fail_next(Op::Pin);
+        assert!(attachment.map(DataDirection::ToDevice).err() == Some(EREMOTEIO));
+        counts.fail_next(Op::Map);
+        assert!(attachment.map(DataDirection::ToDevice).err() == Some(EREMOTEIO));
+        assert_eq!(counts.of(Op::Pin), 3);
+        assert_eq!(counts.of(Op::Unpin), 2);
+        Ok(())
+    }
+
+    #[test]
+    fn unbinding_detaches() -> Result {
+        let counts = Counts::new()?;
+        let device = device()?;
+        let buf = fixed(&counts)?;
+        let attachment = buf.attach(bound(&device))?;
+        let mapping = attachment.map(DataDirection::ToDevice)?.into_devres()?;
+        let attachment = attachment.into_devres()?;
+
+        assert!(attachment
+            .access(bound(&device))
+            .is_ok_and(|attachment| *attachment.buf() == *buf));
+        assert!(mapping.access(bound(&device)).is_ok());
+        assert!(counts.are(&[(Op::Attach, 1), (Op::Map, 1)]));
+        drop(device);
+        assert!(counts.are(&[
+            (Op::Attach, 1),
+            (Op::Map, 1),
+            (Op::Unmap, 1),
+            (Op::Detach, 1)
+        ]));
+        assert!(attachment.try_access().is_none());
+        assert!(mapping.try_access().is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn a_dynamic_importer_follows() -> Result {
+        for unmap in [false, true] {
+            let counts = Counts::new()?;
+            let device = device()?;
+            let buf = movable(&counts)?;
+            let attachment = buf.attach_dynamic(
+                bound(&device),
+                Follower {
+                    counts: counts.clone(),
+                    unmap,
+                },
+            )?;
+            let locked = buf.resv().lock();
+
+            assert!(attachment.mapping(&locked)?.is_none());
+            {
+                let mapping = attachment.map(DataDirection::Bidirectional, &locked)?;
+                let mapped: u64 = mapping.table().iter().map(|entry| entry.dma_len()).sum();
+
+                assert_eq!(mapped, SIZE as u64);
+            }
+            // Nothing is pinned, and mapping again is nothing new.
+            drop(attachment.map(DataDirection::Bidirectional, &locked)?);
+            assert!(counts.are(&[(Op::Attach, 1), (Op::Map, 1)]));
+            assert!(attachment.mapping(&locked)?.is_some());
+
+            buf.invalidate_mappings(&locked)?;
+            assert_eq!(counts.of(Op::Invalidate), 1);
+            assert_eq!(counts.of(Op::Unmap), u32::from(unmap));
+            assert!(attachment.mapping(&locked)?.is_none());
+
+            // Who is at reading the addresses may finish.
+            let mapping = attachment.map(DataDirection::Bidirectional, &locked)?;
+
+            assert_eq!(counts.of(Op::Unmap), 1);
+            attachment.unmap(&locked)?;
+            assert!(mapping.table().iter().next().is_some());
+            assert_eq!(counts.of(Op::Unmap), 1);
+            drop(mapping);
+            assert_eq!(counts.of(Op::Unmap), 2);
+
+            // Another direction is another mapping.
+            drop(attachment.map(DataDirection::ToDevice, &locked)?);
+            drop(attachment.map(DataDirection::FromDevice, &locked)?);
+            assert_eq!(counts.of(Op::Map), 4);
+            assert_eq!(counts.of(Op::Unmap), 3);
+            drop(locked);
+
+            // What is left is undone.
+            assert_eq!(counts.of(Op::ImporterDrop), 0);
+            drop(attachment);
+            assert_eq!(counts.of(Op::Unmap), 4);
+            assert_eq!(counts.of(Op::Detach), 1);
+            assert_eq!(counts.of(Op::ImporterDrop), 1);
+
+            let locked = buf.resv().lock();
+
+            buf.invalidate_mappings(&locked)?;
+            assert_eq!(counts.of(Op::Invalidate), 1);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn dynamic_failures_leave_nothing() -> Result {
+        let counts = Counts::new()?;
+        let device = device()?;
+        let buf = movable(&counts)?;
+        let other = movable(&Counts::new()?)?;
+        let follower = || Follower {
+            counts: counts.clone(),
+            unmap: true,
+        };
+
+        counts.fail_next(Op::Attach);
+        assert!(buf.attach_dynamic(bound(&device), follower()).err() == Some(EREMOTEIO));
+        assert!(counts.are(&[(Op::Attach, 1), (Op::ImporterDrop, 1)]));
+
+        let attachment = buf.attach_dynamic(bound(&device), follower())?;
+        let locked = buf.resv().lock();
+
+        counts.fail_next(Op::Map);
+        assert!(attachment
+            .map(DataDirection::ToDevice, &locked)
+            .is_err_and(|error| error == EREMOTEIO));
+        assert!(attachment.mapping(&locked)?.is_none());
+        counts.fail_next(Op::Pin);
+        assert!(attachment
+            .pin(&locked)
+            .is_err_and(|error| error == EREMOTEIO));
+        drop(locked);
+
+        let wrong = other.resv().lock();
+
+        assert!(attachment.mapping(&wrong).is_err());
+        assert!(attachment.unmap(&wrong).is_err());
+        assert!(attachment.pin(&wrong).is_err());
+        assert!(attachment.map(DataDirection::ToDevice, &wrong).is_err());
+        assert!(buf.invalidate_mappings(&wrong).is_err());
+        drop(wrong);
+        drop(attachment);
+        assert!(counts.are(&[
+            (Op::Attach, 2),
+            (Op::Map, 1),
+            (Op::Pin, 1),
+            (Op::Detach, 1),
+            (Op::ImporterDrop, 2),
+        ]));
+        Ok(())
+    }
+
+    #[test]
+    fn pins_are_undone() -> Result {
+        let counts = Counts::new()?;
+        let device = device()?;
+        let buf = movable(&counts)?;
+        let attachment = buf.attach_dynamic(
+            bound(&device),
+            Follower {
+                counts: counts.clone(),
+                unmap: true,
+            },
+        )?;
+        let locked = buf.resv().lock();
+
+        drop(attachment.pin(&locked)?);
+        assert_eq!(counts.of(Op::Unpin), 1);
+
+        let pinned = attachment.pin(&locked)?.keep();
+
+        drop(locked);
+        // The pin keeps the attachment.
+        drop(attachment);
+        assert_eq!(counts.of(Op::Unpin), 1);
+        assert_eq!(counts.of(Op::Detach), 0);
+        drop(pinned);
+        assert_eq!(counts.of(Op::Pin), 2);
+        assert_eq!(counts.of(Op::Unpin), 2);
+        assert_eq!(counts.of(Op::Detach), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn the_exporter_knows_its_importers() -> Result {
+        let counts = Counts::new()?;
+        let device = device()?;
+        let buf = movable(&counts)?;
+
+        drop(buf.attach(bound(&device))?);
+        assert!(!counts.revocable.load(Relaxed));
+        assert!(!counts.peer2peer.load(Relaxed));
+        drop(buf.attach_dynamic(
+            bound(&device),
+            Follower {
+                counts: counts.clone(),
+                unmap: true,
+            },
+        )?);
+        assert!(counts.revocable.load(Relaxed));
+        assert!(counts.peer2peer.load(Relaxed));
+        Ok(())
+    }
+
+    #[test]
+    fn cpu_access_reads_what_was_written() -> Result {
+        let counts = Counts::new()?;
+        let buf = fixed(&counts)?;
+        let data = [1, 2, 3, 4, 5];
+        let mut read = [0; 5];
+        let access = buf.cpu_access::<cpu::Write>()?;
+
+        assert_eq!(access.size(), SIZE);
+        access.copy_from_slice(SIZE - 5, &data)?;
+        // All or nothing, and only what is there.
+        assert!(access.copy_from_slice(SIZE - 4, &data).err() == Some(ERANGE));
+        assert!(access.copy_from_slice(usize::MAX, &data).err() == Some(ERANGE));
+        access.finish()?;
+        assert!(counts.are(&[(Op::Vmap, 1), (Op::Begin, 1), (Op::End, 1), (Op::Vunmap, 1)]));
+
+        let access = buf.cpu_access::<cpu::Read>()?;
+
+        access.copy_to_slice(SIZE - 5, &mut read)?;
+        assert!(read == data);
+        assert!(access.copy_to_slice(SIZE - 4, &mut read).err() == Some(ERANGE));
+        assert!(access.copy_to_slice(SIZE, &mut []).is_ok());
+        drop(access);
+        assert!(counts.are(&[(Op::Vmap, 2), (Op::Begin, 2), (Op::End, 2), (Op::Vunmap, 2)]));
+
+        let access = buf.cpu_access::<cpu::ReadWrite>()?;
+        let view = access.view()?;
+
+        assert!(matches!(view, IoSysMap::Sys(_)));
+        assert_eq!(io_project!(view, [try: SIZE - 5]).read_val(), 1);
+        io_project!(view, [try: 0]).write_val(9);
+        access.copy_to_slice(0, &mut read[..1])?;
+        assert_eq!(read[0], 9);
+        Ok(())
+    }
+
+    #[test]
+    fn cpu_access_ends_whatever_fails() -> Result {
+        let counts = Counts::new()?;
+        let buf = fixed(&counts)?;
+
+        counts.fail_next(Op::Vmap);
+        assert!(buf.cpu_access::<cpu::Read>().err() == Some(EREMOTEIO));
+        assert!(counts.are(&[(Op::Vmap, 1)]));
+        counts.fail_next(Op::Begin);
+        assert!(buf.cpu_access::<cpu::Read>().err() == Some(EREMOTEIO));
+        assert!(counts.are(&[(Op::Vmap, 2), (Op::Begin, 1), (Op::Vunmap, 1)]));
+        counts.fail_next(Op::End);
+        assert!(buf.cpu_access::<cpu::Read>()?.finish().err() == Some(EREMOTEIO));
+        assert!(counts.are(&[(Op::Vmap, 3), (Op::Begin, 2), (Op::End, 1), (Op::Vunmap, 2)]));
+        Ok(())
+    }
+
+    #[test]
+    fn the_kernel_maps_once() -> Result {
+        let counts = Counts::new()?;
+        let buf = fixed(&counts)?;
+        let first = buf.cpu_access::<cpu::Read>()?;
+        let second = buf.cpu_access::<cpu::Read>()?;
+
+        assert!(counts.are(&[(Op::Vmap, 1), (Op::Begin, 2)]));
+        drop(first);
+        assert_eq!(counts.of(Op::Vunmap), 0);
+        drop(second);
+        assert!(counts.are(&[(Op::Vmap, 1), (Op::Begin, 2), (Op::End, 2), (Op::Vunmap, 1)]));
+        Ok(())
+    }
+
+    #[test]
+    fn a_view_of_less_than_the_buffer_is_refused() -> Result {
+        let counts = Counts::new()?;
+        let buf = mock::<false>(&counts, PAGE_SIZE)?;
+
+        assert!(buf.cpu_access::<cpu::Read>().err() == Some(EINVAL));
+        assert!(counts.are(&[(Op::Vmap, 1), (Op::Vunmap, 1)]));
+        Ok(())
+    }
+
+    #[test]
+    fn cpu_access_waits_for_devices() -> Result {
+        let counts = Counts::new()?;
+        let buf = fixed(&counts)?;
+        let context = FenceContext::new(c"kunit", c"cpu")?;
+        let fence = context.new_fence(DriverFenceAllocation::new(GFP_KERNEL)?);
+        let locked = buf.resv().lock();
+
+        locked.reserve_fences(1)?;
+        locked.add_fence(&fence.fence(), Usage::Read)?;
+        drop(locked);
+        // A reader does not wait for readers.
+        drop(buf.cpu_access::<cpu::Read>()?);
+        fence.signal(Ok(()));
+        drop(buf.cpu_access::<cpu::Write>()?);
+        Ok(())
+    }
+
+    #[test]
+    fn what_the_exporter_cannot_do() -> Result {
+        let memory = Memory::new(SIZE, GFP_KERNEL)?;
+        let data = KBox::new(Frame(memory), GFP_KERNEL)?;
+        let buf = export::<FrameExporter>(data, SIZE, flags::O_RDWR)?;
+
+        assert!(buf.cpu_access::<cpu::Read>().err() == Some(EINVAL));
+        Ok(())
+    }
+}
+
+/// The data of [`FrameExporter`] and, as a [`MemoryExporter`], of buffers of memory.
+struct Frame(Arc<Memory>);
+
+#[vtable]
+impl MemoryExporter for Frame {
+    const NAME: &'static CStr = c"kunit_memory";
+
+    fn memory(&self) -> &Arc<Memory> {
+        &self.0
+    }
+}
+
+/// An exporter with nothing that is optional.
+struct FrameExporter;
+
+#[vtable]
+impl Exporter for FrameExporter {
+    const NAME: &'static CStr = c"kunit_frame";
+
+    type Data = KBox<Frame>;
+    type Attachment = ();
+
+    fn attach(_data: &Frame, _attachment: &NewAttachment<'_>) -> Result {
+        Ok(())
+    }
+
+    fn map(
+        data: &Frame,
+        attachment: &Attached<'_, Self>,
+        dir: DataDirection,
+        _locked: &LockedResv,
+    ) -> Result<MappedTable> {
+        attachment.map(data.0.clone(), dir)
+    }
+}
+
+#[kunit_tests(rust_dma_buf_memory)]
+mod memory_suite {
+    use super::*;
+
+    #[test]
+    fn memory_is_pages_of_zeroes() -> Result {
+        assert!(Memory::new(0, GFP_KERNEL).err() == Some(EINVAL));
+        assert!(Memory::new(usize::MAX, GFP_KERNEL).err() == Some(ENOMEM));
+
+        let memory = Memory::new(PAGE_SIZE + 1, GFP_KERNEL)?;
+        let mut data = KVec::from_elem(1u8, memory.size(), GFP_KERNEL)?;
+
+        assert_eq!(memory.size(), 2 * PAGE_SIZE);
+        memory.view().copy_to_slice(&mut data);
+        assert!(data.iter().all(|byte| *byte == 0));
+        Ok(())
+    }
+
+    #[test]
+    fn export_memory_does_it_all() -> Result {
+        let device = device()?;
+        let memory = Memory::new(SIZE, GFP_KERNEL)?;
+        let data = KBox::new(Frame(memory.clone()), GFP_KERNEL)?;
+        let buf = export_memory(data, flags::O_RDWR)?;
+        let attachment = buf.attach(bound(&device))?;
+        let to = attachment.map(DataDirection::ToDevice)?;
+        let from = attachment.map(DataDirection::FromDevice)?;
+
+        assert_eq!(buf.size(), SIZE);
+        assert!(buf.exporter_name() == c"kunit_memory");
+
+        // The two mappings are brought up to date on the way.
+        let access = buf.cpu_access::<cpu::ReadWrite>()?;
+
+        access.copy_from_slice(7, &[5])?;
+        access.finish()?;
+        drop(to);
+
+        let access = buf.cpu_access::<cpu::Read>()?;
+        let mut byte = [0];
+
+        access.copy_to_slice(7, &mut byte)?;
+        assert_eq!(byte[0], 5);
+        drop(access);
+        drop(from);
+        assert_eq!(io_project!(memory.view(), [try: 7]).read_val(), 5);
+        Ok(())
+    }
+
+    #[test]
+    fn a_mapping_keeps_the_memory() -> Result {
+        let device = device()?;
+        let memory = Memory::new(SIZE, GFP_KERNEL)?;
+        let data = KBox::new(Frame(memory), GFP_KERNEL)?;
+        let mapping = {
+            let buf = export_memory(data, flags::O_RDWR)?;
+
+            buf.attach(bound(&device))?.map(DataDirection::ToDevice)?
+        };
+        let mapped: u64 = mapping.table().iter().map(|entry| entry.dma_len()).sum();
+
+        assert_eq!(mapped, SIZE as u64);
+        Ok(())
+    }
+
+    #[test]
+    fn segments_fit_the_device() -> Result {
+        let device = device()?;
+        // More than the 64 KiB that a device takes which says nothing else.
+        let memory = Memory::new(64 * PAGE_SIZE, GFP_KERNEL)?;
+        let data = KBox::new(Frame(memory), GFP_KERNEL)?;
+        let buf = export_memory(data, flags::O_RDWR)?;
+        let mapping = buf.attach(bound(&device))?.map(DataDirection::ToDevice)?;
+
+        assert!(mapping
+            .table()
+            .iter()
+            .all(|entry| entry.dma_len() <= 0x10000));
+        Ok(())
+    }
+
+    #[test]
+    fn without_dma_nothing_is_mapped() -> Result {
+        let device = faux::Registration::new(c"kunit_dma_buf_none", None)?;
+        let memory = Memory::new(SIZE, GFP_KERNEL)?;
+        let data = KBox::new(Frame(memory), GFP_KERNEL)?;
+        let buf = export_memory(data, flags::O_RDWR)?;
+
+        assert!(buf
+            .attach(bound(&device))?
+            .map(DataDirection::ToDevice)
+            .is_err());
+        Ok(())
+    }
+}
+
+#[kunit_tests(rust_dma_resv)]
+mod resv_suite {
+    use super::*;
+
+    fn fence(context: &FenceContext) -> Result<DriverFence> {
+        Ok(context.new_fence(DriverFenceAllocation::new(GFP_KERNEL)?))
+    }
+
+    #[test]
+    fn the_lock_is_exclusive() -> Result {
+        let buf = fixed(&Counts::new()?)?;
+        let resv = buf.resv();
+        let locked = resv.lock();
+
+        assert!(resv.try_lock().is_none());
+        assert!(locked.is_of(resv));
+        assert!(!locked.is_of(fixed(&Counts::new()?)?.resv()));
+        drop(locked);
+
+        let locked = resv.try_lock();
+
+        assert!(locked.is_some());
+        drop(locked);
+        drop(resv.lock_interruptible()?);
+        assert!(resv.try_lock().is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn fences_are_waited_for_by_usage() -> Result {
+        let usages = [Usage::Kernel, Usage::Write, Usage::Read, Usage::Bookkeep];
+        let context = FenceContext::new(c"kunit", c"resv")?;
+
+        for added in usages {
+            let buf = fixed(&Counts::new()?)?;
+            let resv = buf.resv();
+            let pending = fence(&context)?;
+            let locked = resv.lock();
+
+            locked.reserve_fences(1)?;
+            locked.add_fence(&pending.fence(), added)?;
+            drop(locked);
+            for asked in usages {
+                let waits = asked >= added;
+
+                assert_eq!(resv.is_signaled(asked), !waits);
+                assert_eq!(resv.fences(asked)?.len(), usize::from(waits));
+                assert_eq!(resv.singleton(asked)?.is_some(), waits);
+                assert_eq!(
+                    resv.wait_timeout(asked, msecs_to_jiffies(1)).err(),
+                    waits.then_some(ETIMEDOUT)
+                );
+                assert_eq!(
+                    resv.wait_timeout(asked, 0).err(),
+                    waits.then_some(ETIMEDOUT)
+                );
+            }
+            pending.signal(Ok(()));
+            assert!(resv.is_signaled(Usage::Bookkeep));
+            resv.wait(Usage::Bookkeep)?;
+            resv.wait_timeout(Usage::Bookkeep, 0)?;
+            assert_eq!(resv.fences(Usage::Bookkeep)?.len(), 0);
+        }
+        assert_eq!(Usage::rw(true), Usage::Read);
+        assert_eq!(Usage::rw(false), Usage::Write);
+        Ok(())
+    }
+
+    #[test]
+    fn fences_without_room_are_no_crash() -> Result {
+        let buf = fixed(&Counts::new()?)?;
+        let locked = buf.resv().lock();
+        let mut pending = KVec::new();
+
+        locked.reserve_fences(0)?;
+        locked.reserve_fences(u16::MAX)?;
+        for _ in 0..40 {
+            // Each of a context of its own, or one would replace the other.
+            let context = FenceContext::new(c"kunit", c"resv")?;
+            let fence = fence(&context)?;
+
+            locked.add_fence(&fence.fence(), Usage::Read)?;
+            pending.push(fence, GFP_KERNEL)?;
+        }
+        assert_eq!(buf.resv().fences(Usage::Read)?.len(), 40);
+
+        // A snapshot that is left early gives all of it back.
+        let mut fences = buf.resv().fences(Usage::Read)?;
+
+        assert!(fences.next().is_some());
+        drop(fences);
+        Ok(())
+    }
+
+    #[test]
+    fn containers_are_added_in_their_parts() -> Result {
+        let first = fixed(&Counts::new()?)?;
+        let second = fixed(&Counts::new()?)?;
+        let (a, b) = (
+            FenceContext::new(c"kunit", c"a")?,
+            FenceContext::new(c"kunit", c"b")?,
+        );
+        let (a, b) = (fence(&a)?, fence(&b)?);
+        let locked = first.resv().lock();
+
+        locked.add_fence(&a.fence(), Usage::Read)?;
+        locked.add_fence(&b.fence(), Usage::Read)?;
+        drop(locked);
+
+        let both = first.resv().singleton(Usage::Read)?.ok_or(ENOENT)?;
+
+        assert_eq!(both.unwrapped().count(), 2);
+
+        let locked = second.resv().lock();
+
+        locked.add_fence(&both, Usage::Write)?;
+        drop(locked);
+        assert_eq!(second.resv().fences(Usage::Write)?.len(), 2);
+        a.signal(Ok(()));
+        assert!(!second.resv().is_signaled(Usage::Write));
+        b.signal(Err(EIO));
+        assert!(second.resv().is_signaled(Usage::Write));
+        assert!(both.is_signaled());
+        Ok(())
+    }
+
+    #[test]
+    fn fences_outlive_the_buffer() -> Result {
+        let buf = fixed(&Counts::new()?)?;
+        let context = FenceContext::new(c"kunit", c"resv")?;
+        let pending = fence(&context)?;
+        let locked = buf.resv().lock();
+
+        locked.add_fence(&pending.fence(), Usage::Write)?;
+        drop(locked);
+
+        let mut fences = buf.resv().fences(Usage::Write)?;
+
+        drop(buf);
+        drop(context);
+        drop(pending);
+        assert!(fences
+            .next()
+            .is_some_and(|fence| fence.status() == Some(Err(ECANCELED))));
+        Ok(())
+    }
+}
