@@ -55,6 +55,7 @@ udmabuf() {
 }
 sync_suite() { cd $programs/sync && ./sync_test; }
 dmabuf() { cd $programs/dma-buf && ./dmabuf; }
+rust_dma_buf() { cd $programs/dma-buf && ./rust_dma_buf; }
 
 # hold ARGUMENT...: make a buffer and hold it in the background, until "kill $held".
 hold() {
@@ -119,10 +120,28 @@ unload() {
 	local m
 	cat /sys/kernel/debug/dma_buf/bufinfo >/tmp/bufinfo
 	check "no buffer is left" grep -qx "Total 0 objects, 0 bytes" /tmp/bufinfo
-	for m in vivid vim2m; do
+	for m in vivid vim2m rust_dma_buf; do
 		check "$m unloads" modprobe -r $m
 	done
 	sed 's/^/# /' /tmp/bufinfo
+	echo "1..$n"
+}
+
+# Memory that nothing points to any more. What is younger than five seconds is not looked at, and
+# what is found once may be found to be in use the next time.
+kmemleak() {
+	local file=/sys/kernel/debug/kmemleak i
+	if [ ! -e $file ]; then
+		echo "1..0 # SKIP needs CONFIG_DEBUG_KMEMLEAK"
+		return
+	fi
+	for i in 1 2 3; do
+		sleep 6
+		echo scan >$file
+	done
+	cat $file >/tmp/leaks
+	check "no memory has leaked" [ ! -s /tmp/leaks ]
+	sed 's/^/# /' /tmp/leaks
 	echo "1..$n"
 }
 
@@ -179,9 +198,10 @@ compliance() {
 modprobe vivid n_devs=3 allocators=1,0,1
 modprobe vim2m
 modprobe vgem
+modprobe rust_dma_buf
 [ ! -e /sys/kernel/debug/dma-api/all_errors ] || echo 1 >/sys/kernel/debug/dma-api/all_errors
-export -f kunit heaps udmabuf sync_suite dmabuf hold let_go text module unload pipelines check node
-export -f cma_heap frames compliance
+export -f kunit heaps udmabuf sync_suite dmabuf rust_dma_buf hold let_go text module unload pipelines
+export -f check node cma_heap frames compliance kmemleak
 export programs n
 
 suite kunit 60 bash -c kunit
@@ -189,6 +209,7 @@ suite dmabuf-heaps 300 bash -c heaps
 suite udmabuf 120 bash -c udmabuf
 suite sync 300 bash -c sync_suite
 suite dma-buf 300 bash -c dmabuf
+suite rust-dma-buf 300 bash -c rust_dma_buf
 suite text 60 bash -c text
 suite vivid 300 v4l2-compliance -s -d "$(node vivid-000-vid-cap)"
 suite vivid-dmabuf 300 bash -c "compliance $(node vivid-000-vid-cap) $(node vivid-002-vid-cap)"
@@ -197,4 +218,5 @@ suite vim2m-dmabuf 300 bash -c "compliance $(node vim2m) $(node vivid-001-vid-ca
 suite pipelines 300 bash -c pipelines
 suite module 60 bash -c module
 suite unload 60 bash -c unload
+suite kmemleak 120 bash -c kmemleak
 true

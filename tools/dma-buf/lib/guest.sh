@@ -157,8 +157,8 @@ read_compliance() {
 }
 
 # The suites of tests.sh. One without a log did not run.
-GUEST_SUITES=(kunit dmabuf-heaps udmabuf sync dma-buf text vivid vivid-dmabuf vim2m vim2m-dmabuf pipelines
-	module unload)
+GUEST_SUITES=(kunit dmabuf-heaps udmabuf sync dma-buf rust-dma-buf text vivid vivid-dmabuf vim2m vim2m-dmabuf pipelines
+	module unload kmemleak)
 
 # read_suites DIR RESULTS: read every log that tests.sh wrote.
 read_suites() {

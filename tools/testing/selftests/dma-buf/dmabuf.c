@@ -2,7 +2,7 @@
 /*
  * The user ABI of the dma-buf core: what a buffer does whoever exports it.
  *
- * Buffers come from the system heap and from udmabuf, fences from sw_sync.
+ * Buffers come from the system heap, from udmabuf and from the Rust sample, fences from sw_sync.
  */
 
 #define _GNU_SOURCE
@@ -23,6 +23,7 @@
 #include <linux/udmabuf.h>
 
 #include "kselftest_harness.h"
+#include "rust_dma_buf.h"
 
 #define NUM_PAGES	4
 #define TIMEOUT		10	/* seconds for what has to happen */
@@ -92,6 +93,13 @@ static int udmabuf_alloc(int dev, size_t size)
 	return ret;
 }
 
+static int rust_sample_alloc(int dev, size_t size)
+{
+	__u64 bytes = size;
+
+	return do_ioctl(dev, RUST_DMA_BUF_ALLOC, &bytes);
+}
+
 static const struct exporter exporter_system_heap = {
 	.dev = "/dev/dma_heap/system",
 	.exp_name = "system",
@@ -102,6 +110,12 @@ static const struct exporter exporter_udmabuf = {
 	.dev = "/dev/udmabuf",
 	.exp_name = "udmabuf",
 	.alloc = udmabuf_alloc,
+};
+
+static const struct exporter exporter_rust_sample = {
+	.dev = "/dev/rust-dma-buf",
+	.exp_name = "rust_dma_buf",
+	.alloc = rust_sample_alloc,
 };
 
 struct buffer {
@@ -499,6 +513,10 @@ FIXTURE_VARIANT_ADD(dmabuf, system_heap) {
 
 FIXTURE_VARIANT_ADD(dmabuf, udmabuf) {
 	.exporter = &exporter_udmabuf,
+};
+
+FIXTURE_VARIANT_ADD(dmabuf, rust_sample) {
+	.exporter = &exporter_rust_sample,
 };
 
 FIXTURE_SETUP(dmabuf)
@@ -1012,6 +1030,10 @@ FIXTURE_VARIANT_ADD(fence, udmabuf) {
 	.exporter = &exporter_udmabuf,
 };
 
+FIXTURE_VARIANT_ADD(fence, rust_sample) {
+	.exporter = &exporter_rust_sample,
+};
+
 FIXTURE_SETUP(fence)
 {
 	self->a = open(SW_SYNC, O_RDWR | O_CLOEXEC);
@@ -1409,6 +1431,10 @@ FIXTURE_VARIANT_ADD(bufinfo, system_heap) {
 
 FIXTURE_VARIANT_ADD(bufinfo, udmabuf) {
 	.exporter = &exporter_udmabuf,
+};
+
+FIXTURE_VARIANT_ADD(bufinfo, rust_sample) {
+	.exporter = &exporter_rust_sample,
 };
 
 FIXTURE_SETUP(bufinfo)

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The exporter and importer of samples/rust/rust_dma_buf.rs: what the abstractions for drivers in
+ * Rust do when user space drives them.
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <linux/dma-heap.h>
+#include <linux/udmabuf.h>
+
+#include "kselftest_harness.h"
+#include "rust_dma_buf.h"
+
+#define DEV		"/dev/rust-dma-buf"
+#define BUFINFO		"/sys/kernel/debug/dma_buf/bufinfo"
+#define FAILSLAB	"/sys/kernel/debug/failslab/"
+#define NUM_PAGES	4
+
+static int do_ioctl(int fd, unsigned long cmd, void *arg)
+{
+	int ret = ioctl(fd, cmd, arg);
+
+	return ret < 0 ? -errno : ret;
+}
+
+static int alloc(int dev, __u64 size)
+{
+	return do_ioctl(dev, RUST_DMA_BUF_ALLOC, &size);
+}
+
+/* The sum of the bytes of a buffer, or -errno. */
+static long long sum(int dev, int fd)
+{
+	__u64 arg = fd;
+	int ret = do_ioctl(dev, RUST_DMA_BUF_SUM, &arg);
+
+	return ret < 0 ? ret : (long long)arg;
+}
+
+static int fill(int dev, int fd, __u64 byte)
+{
+	__u64 arg[2] = { fd, byte };
+
+	return do_ioctl(dev, RUST_DMA_BUF_FILL, arg);
+}
+
+static bool write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool ok;
+
+	if (fd < 0)
+		return false;
+	ok = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+	close(fd);
+
+	return ok;
+}
+
+/* The number in the last line of bufinfo: "Total %d objects, ...", or -1. */
+static int num_buffers(void)
+{
+	char line[256];
+	int count = -1;
+	FILE *f = fopen(BUFINFO, "re");
+
+	if (!f)
+		return -1;
+	while (fgets(line, sizeof(line), f))
+		sscanf(line, "Total %d objects", &count);
+	fclose(f);
+
+	return count;
+}
+
+FIXTURE(sample) {
+	size_t size;
+	int dev;
+	int fd;
+};
+
+FIXTURE_SETUP(sample)
+{
+	self->size = NUM_PAGES * getpagesize();
+	self->fd = -1;
+	self->dev = open(DEV, O_RDWR | O_CLOEXEC);
+	if (self->dev < 0)
+		SKIP(return, DEV ": %s (modprobe rust_dma_buf)", strerror(errno));
+
+	self->fd = alloc(self->dev, self->size);
+	ASSERT_GE(self->fd, 0);
+}
+
+FIXTURE_TEARDOWN(sample)
+{
+	if (self->fd >= 0)
+		close(self->fd);
+	close(self->dev);
+}
+
+TEST_F(sample, alloc_bad_size)
+{
+	EXPECT_EQ(-EINVAL, alloc(self->dev, 0));
+	EXPECT_EQ(-ENOMEM, alloc(self->dev, -1ULL));
+	EXPECT_EQ(-ENOMEM, alloc(self->dev, 1ULL << 62));
+	EXPECT_EQ(-EFAULT, do_ioctl(self->dev, RUST_DMA_BUF_ALLOC, (void *)1));
+	EXPECT_EQ(-ENOTTY, do_ioctl(self->dev, _IO('|', 0x9f), NULL));
+}
+
+TEST_F(sample, alloc_rounds_up)
+{
+	int fd = alloc(self->dev, 1);
+
+	ASSERT_GE(fd, 0);
+	EXPECT_EQ(getpagesize(), lseek(fd, 0, SEEK_END));
+	EXPECT_EQ(FD_CLOEXEC, fcntl(fd, F_GETFD));
+	close(fd);
+}
+
+TEST_F(sample, alloc_zeroed)
+{
+	EXPECT_EQ(0, sum(self->dev, self->fd));
+}
+
+/* Without a descriptor to give it to, there is no buffer. */
+TEST_F(sample, alloc_no_descriptor)
+{
+	struct rlimit limit;
+	int before = num_buffers();
+
+	if (before < 0)
+		SKIP(return, BUFINFO ": %s", strerror(errno));
+	ASSERT_EQ(0, getrlimit(RLIMIT_NOFILE, &limit));
+	limit.rlim_cur = self->fd + 1;
+	ASSERT_EQ(0, setrlimit(RLIMIT_NOFILE, &limit));
+	EXPECT_EQ(-EMFILE, alloc(self->dev, self->size));
+	limit.rlim_cur = limit.rlim_max;
+	ASSERT_EQ(0, setrlimit(RLIMIT_NOFILE, &limit));
+	EXPECT_EQ(before, num_buffers());
+}
+
+TEST_F(sample, import_bad_descriptor)
+{
+	EXPECT_EQ(-EBADF, sum(self->dev, -1));
+	EXPECT_EQ(-EINVAL, sum(self->dev, self->dev));
+	EXPECT_EQ(-EBADF, fill(self->dev, 1000, 0));
+	EXPECT_EQ(-EINVAL, fill(self->dev, self->dev, 0));
+	EXPECT_EQ(-EINVAL, fill(self->dev, self->fd, 256));
+}
+
+/* What one side writes, the other sees. */
+TEST_F(sample, mmap_and_cpu_access)
+{
+	unsigned char *map;
+	size_t i;
+
+	map = mmap(NULL, self->size, PROT_READ | PROT_WRITE, MAP_SHARED, self->fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	map[0] = 1;
+	map[self->size / 2] = 2;
+	map[self->size - 1] = 4;
+	EXPECT_EQ(7, sum(self->dev, self->fd));
+
+	ASSERT_EQ(0, fill(self->dev, self->fd, 0xa5));
+	for (i = 0; i < self->size && map[i] == 0xa5; i++)
+		;
+	EXPECT_EQ(self->size, i);
+	munmap(map, self->size);
+}
+
+TEST_F(sample, mmap_at_offset)
+{
+	long page = getpagesize();
+	unsigned char *map;
+
+	map = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, self->fd, page);
+	ASSERT_NE(MAP_FAILED, map);
+	memset(map, 1, page);
+	munmap(map, page);
+	map = mmap(NULL, self->size, PROT_READ, MAP_SHARED, self->fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	EXPECT_EQ(0, map[page - 1]);
+	EXPECT_EQ(1, map[page]);
+	EXPECT_EQ(1, map[2 * page - 1]);
+	EXPECT_EQ(0, map[2 * page]);
+	munmap(map, self->size);
+}
+
+TEST_F(sample, mmap_private)
+{
+	EXPECT_EQ(MAP_FAILED, mmap(NULL, self->size, PROT_READ | PROT_WRITE, MAP_PRIVATE,
+				   self->fd, 0));
+	EXPECT_EQ(EINVAL, errno);
+}
+
+TEST_F(sample, mmap_beyond)
+{
+	long page = getpagesize();
+
+	EXPECT_EQ(MAP_FAILED, mmap(NULL, self->size + page, PROT_READ, MAP_SHARED, self->fd, 0));
+	EXPECT_EQ(EINVAL, errno);
+	EXPECT_EQ(MAP_FAILED, mmap(NULL, self->size, PROT_READ, MAP_SHARED, self->fd, page));
+	EXPECT_EQ(EINVAL, errno);
+}
+
+/* A mapping cannot grow over what it was checked for (CVE-2026-46312). */
+TEST_F(sample, mmap_does_not_expand)
+{
+	void *map;
+
+	map = mmap(NULL, self->size, PROT_READ, MAP_SHARED, self->fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	EXPECT_EQ(MAP_FAILED, mremap(map, self->size, 2 * self->size, MREMAP_MAYMOVE));
+	EXPECT_EQ(EFAULT, errno);
+	munmap(map, self->size);
+}
+
+/* The memory lives as long as there is a mapping, without the descriptor and the device. */
+TEST_F(sample, mmap_outlives)
+{
+	unsigned char *map;
+
+	map = mmap(NULL, self->size, PROT_READ | PROT_WRITE, MAP_SHARED, self->fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	close(self->fd);
+	close(self->dev);
+	self->fd = -1;
+	self->dev = -1;
+	memset(map, 3, self->size);
+	EXPECT_EQ(3, map[self->size - 1]);
+	munmap(map, self->size);
+}
+
+/* The module stays for as long as there is a buffer. */
+TEST_F(sample, module_is_held)
+{
+	if (geteuid())
+		SKIP(return, "needs root");
+	close(self->dev);
+	self->dev = -1;
+	EXPECT_EQ(-1, syscall(SYS_delete_module, "rust_dma_buf", O_NONBLOCK));
+	if (errno == ENOENT)
+		SKIP(return, "the sample is built in");
+	EXPECT_EQ(EWOULDBLOCK, errno);
+}
+
+TEST_F(sample, import_from_system_heap)
+{
+	struct dma_heap_allocation_data data = {
+		.len = self->size,
+		.fd_flags = O_RDWR | O_CLOEXEC,
+	};
+	int heap = open("/dev/dma_heap/system", O_RDWR | O_CLOEXEC);
+
+	if (heap < 0)
+		SKIP(return, "/dev/dma_heap/system: %s", strerror(errno));
+	ASSERT_EQ(0, do_ioctl(heap, DMA_HEAP_IOCTL_ALLOC, &data));
+	EXPECT_EQ(0, sum(self->dev, data.fd));
+	EXPECT_EQ(0, fill(self->dev, data.fd, 2));
+	EXPECT_EQ(2 * self->size, sum(self->dev, data.fd));
+	close(data.fd);
+	close(heap);
+}
+
+TEST_F(sample, import_from_udmabuf)
+{
+	struct udmabuf_create create = {
+		.flags = UDMABUF_FLAGS_CLOEXEC,
+		.size = self->size,
+	};
+	int udmabuf = open("/dev/udmabuf", O_RDWR | O_CLOEXEC);
+	int fd;
+
+	if (udmabuf < 0)
+		SKIP(return, "/dev/udmabuf: %s", strerror(errno));
+	create.memfd = memfd_create("rust-dma-buf", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	ASSERT_LE(0, (int)create.memfd);
+	ASSERT_EQ(0, ftruncate(create.memfd, self->size));
+	ASSERT_EQ(0, fcntl(create.memfd, F_ADD_SEALS, F_SEAL_SHRINK));
+	fd = do_ioctl(udmabuf, UDMABUF_CREATE, &create);
+	ASSERT_LE(0, fd);
+	EXPECT_EQ(0, fill(self->dev, fd, 3));
+	EXPECT_EQ(3 * self->size, sum(self->dev, fd));
+	close(fd);
+	close(create.memfd);
+	close(udmabuf);
+}
+
+/*
+ * Whichever allocation fails: there is an error, nothing is left behind, and the next attempt
+ * succeeds.
+ */
+TEST_F(sample, failing_allocations)
+{
+	static const char * const files[] = { FAILSLAB "verbose", FAILSLAB "ignore-gfp-wait" };
+	int nth, fd, before, failed = 0;
+	long long ret;
+	char text[16];
+	int fail_nth;
+
+	fail_nth = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
+	if (fail_nth < 0 || !write_text(files[0], "0") || !write_text(files[1], "N"))
+		SKIP(return, "needs CONFIG_FAILSLAB, its debugfs files, and root");
+	before = num_buffers();
+
+	for (nth = 1; nth < 1000; nth++) {
+		memset(text, 0, sizeof(text));
+		ASSERT_LT(0, snprintf(text, sizeof(text), "%d", nth));
+		ASSERT_LT(0, pwrite(fail_nth, text, strlen(text), 0));
+		fd = alloc(self->dev, self->size);
+		ret = sum(self->dev, self->fd);
+		memset(text, 0, sizeof(text));
+		ASSERT_LT(0, pread(fail_nth, text, sizeof(text) - 1, 0));
+		ASSERT_LT(0, pwrite(fail_nth, "0", 1, 0));
+		if (fd >= 0)
+			close(fd);
+		else
+			EXPECT_EQ(-ENOMEM, fd);
+		if (ret < 0)
+			EXPECT_EQ(-ENOMEM, ret);
+		failed += fd < 0 || ret < 0;
+		/* What is left of the number was not reached. */
+		if (atoi(text))
+			break;
+	}
+	write_text(files[1], "Y");
+	close(fail_nth);
+	TH_LOG("%d of %d allocations that failed were noticed", failed, nth - 1);
+	EXPECT_LT(5, failed);
+	EXPECT_GT(1000, nth);
+	EXPECT_EQ(before, num_buffers());
+	EXPECT_EQ(0, sum(self->dev, self->fd));
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The ioctls of samples/rust/rust_dma_buf.rs, which is a sample and has no header.
+ */
+
+#ifndef _SELFTESTS_RUST_DMA_BUF_H
+#define _SELFTESTS_RUST_DMA_BUF_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/* Allocates as many bytes, and returns the descriptor of a buffer. */
+#define RUST_DMA_BUF_ALLOC	_IOW('|', 0x90, __u64)
+/* Replaces the descriptor of a buffer by the sum of its bytes. */
+#define RUST_DMA_BUF_SUM	_IOWR('|', 0x91, __u64)
+/* Fills a buffer: its descriptor, a byte. */
+#define RUST_DMA_BUF_FILL	_IOW('|', 0x92, __u64[2])
+
+#endif
