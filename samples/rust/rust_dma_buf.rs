@@ -94,13 +94,16 @@ impl Importer {
     }
 
     fn sum(&self, fd: u64) -> Result<u64> {
-        let buf = DmaBuf::get(fd.try_into()?)?;
+        let buf = DmaBuf::get(fd.try_into().map_err(|_| EBADF)?)?;
 
-        // A device that only reads. Here it would be told where the buffer is.
-        let attachment = buf.attach(self.device.as_ref().as_ref())?;
-        let mapping = attachment.map(DataDirection::ToDevice)?;
+        // A device that only reads. Here it would be told where the buffer is, and be waited for.
+        // The mapping and the attachment end by themselves, also where `?` leaves early.
+        let mapping = buf
+            .attach(self.device.as_ref().as_ref())?
+            .map(DataDirection::ToDevice)?;
         let mapped: u64 = mapping.table().iter().map(|entry| entry.dma_len()).sum();
 
+        drop(mapping);
         if mapped < buf.size() as u64 {
             return Err(EIO);
         }
@@ -118,14 +121,13 @@ impl Importer {
                 .map(|byte| u64::from(*byte))
                 .sum::<u64>();
         }
-        // Dropping would do as well, but only this tells of errors. The mapping and the attachment
-        // end by themselves, also where `?` leaves early.
+        // Dropping would do as well, but only this tells of errors.
         access.finish()?;
         Ok(sum)
     }
 
     fn fill(&self, fd: u64, byte: u64) -> Result {
-        let buf = DmaBuf::get(fd.try_into()?)?;
+        let buf = DmaBuf::get(fd.try_into().map_err(|_| EBADF)?)?;
         let chunk = KVec::from_elem(u8::try_from(byte)?, 4096, GFP_KERNEL)?;
         let access = buf.cpu_access::<cpu::Write>()?;
 

@@ -20,7 +20,10 @@ use super::{
 use crate::{
     alloc::{
         allocator::VmallocPageIter,
-        flags::__GFP_ZERO,
+        flags::{
+            __GFP_NOWARN,
+            __GFP_ZERO, //
+        },
         Flags, //
     },
     bindings,
@@ -106,7 +109,8 @@ impl Memory {
         }
 
         let size = page_align(size).ok_or(ENOMEM)?;
-        let pages = VVec::with_capacity(size, flags | __GFP_ZERO)?;
+        // Sizes tend to come from user space, which must not fill the log.
+        let pages = VVec::with_capacity(size, flags | __GFP_ZERO | __GFP_NOWARN)?;
 
         // INVARIANT: For bytes the capacity is what was asked for.
         Arc::pin_init(
@@ -259,7 +263,8 @@ impl MappedTable {
             return Err(EIO);
         }
 
-        let mut pages = VVec::with_capacity(memory.size() / PAGE_SIZE, GFP_KERNEL)?;
+        let count = memory.size() / PAGE_SIZE;
+        let mut pages = VVec::with_capacity(count, GFP_KERNEL | __GFP_NOWARN)?;
 
         for page in memory.page_iter() {
             pages.push(page.as_ptr(), GFP_KERNEL)?;

@@ -3,13 +3,27 @@
 
 CORE=drivers/dma-buf/rust
 
+# The objects of which the Rust files of the series are a part.
+RUST_OBJECTS=(rust/kernel $CORE/dma_buf samples/rust/rust_dma_buf)
+
+# rust_tool OUT OBJECT TOOL OPTION...: run another tool with the options that the build in OUT gave
+# to rustc for an object.
+rust_tool() {
+	local out=$1 object=$2 tool=$3 cmd
+	shift 3
+	cmd=$(sed -n 's/^savedcmd_[^ ]* := //p' "$out/$(dirname "$object")/.$(basename "$object").o.cmd" |
+		sed -E "s/ (clippy-driver|rustc) / $tool /; s/--emit=[^ ]*//g; s/--out-dir [^ ]*//; s/;.*//")
+	[ -n "$cmd" ] || { echo "error: $object was not built"; return 1; }
+	(cd "$out" && in_tools sh -c "RUSTC_BOOTSTRAP=1 CLIPPY_CONF_DIR=$TREE $cmd $*")
+}
+
 rust_files() {
 	series_files | grep '\.rs$'
 }
 
 # compile_checks: rustfmt, clippy, rustdoc and sparse for what the series adds.
 compile_checks() {
-	local n=0 bad log=$CACHE/log out=$CACHE/build/arm64-debug cmd
+	local n=0 bad log=$CACHE/log out=$CACHE/build/arm64-debug object
 
 	bad=()
 	(cd "$TREE" && rust_files >"$CACHE/rust-files" &&
@@ -20,26 +34,37 @@ compile_checks() {
 
 	# The folder may have been used for the other core since.
 	configure "$out" "$BENCH"/config/{arm64,debug,core-rust}.config
-
 	bad=()
-	rm -f "$out/$CORE"/*.o
-	kmake "$out" CLIPPY=1 "$CORE/" >"$log/clippy.log" 2>&1 || bad=("see $log/clippy.log")
-	! grep -qE '^(warning|error)' "$log/clippy.log" || bad=("see $log/clippy.log")
-	[ -e "$out/$CORE/dma_buf.o" ] || bad=("nothing was compiled: see $log/clippy.log")
-	report $((n += 1)) "clippy" "${bad[@]}"
+	kmake "$out" prepare "$CORE/" samples/rust/ >"$log/rust.log" 2>&1 || bad=("see $log/rust.log")
+	! grep -qE '^(warning|error)' "$log/rust.log" || bad=("see $log/rust.log")
+	report $((n += 1)) "rustc" "${bad[@]}"
 
-	# The kernel's rustdoc target is for rust/ alone, so the command of the build is asked.
-	bad=()
-	rm -rf "$CACHE/rustdoc"
-	cmd=$(sed -n 's/^savedcmd_[^ ]* := //p' "$out/$CORE/.dma_buf.o.cmd" |
-		sed -E 's/(clippy-driver|rustc) /rustdoc /; s/--emit=[^ ]* *[^ ]*//g; s/ -o [^ ]*//; s/;.*//' |
-		sed -E 's/-Cincremental[^ ]*//; s/--out-dir [^ ]*//')
-	(cd "$out" && in_tools sh -c "RUSTC_BOOTSTRAP=1 $cmd \
-		--document-private-items -Drustdoc::broken_intra_doc_links --out-dir $CACHE/rustdoc") \
-		>"$log/rustdoc.log" 2>&1 || bad=("see $log/rustdoc.log")
-	! grep -qE '^(warning|error)' "$log/rustdoc.log" || bad=("see $log/rustdoc.log")
-	[ -e "$CACHE/rustdoc/dma_buf/index.html" ] || bad=("nothing was documented: see $log/rustdoc.log")
-	report $((n += 1)) "rustdoc" "${bad[@]}"
+	for object in "${RUST_OBJECTS[@]}"; do
+		bad=()
+		rm -rf "$CACHE/clippy"
+		mkdir -p "$CACHE/clippy"
+		rust_tool "$out" "$object" clippy-driver "--emit=metadata=$CACHE/clippy/out.rmeta" \
+			>"$log/clippy.log" 2>&1 || bad=("see $log/clippy.log")
+		! grep -qE '^(warning|error)' "$log/clippy.log" || bad=("see $log/clippy.log")
+		[ -e "$CACHE/clippy/out.rmeta" ] || bad=("nothing was compiled: see $log/clippy.log")
+		[ ${#bad[@]} = 0 ] || cp "$log/clippy.log" "$log/clippy-${object//\//-}.log"
+		report $((n += 1)) "clippy: $object" "${bad[@]//clippy.log/clippy-${object//\//-}.log}"
+	done
+
+	# What is private is part of the core's documentation; the crate "kernel" is not all ours.
+	for object in "${RUST_OBJECTS[@]}"; do
+		bad=()
+		rm -rf "$CACHE/rustdoc"
+		rust_tool "$out" "$object" rustdoc --out-dir "$CACHE/rustdoc" \
+			-Drustdoc::broken_intra_doc_links \
+			"$([ "$object" = rust/kernel ] || echo --document-private-items)" \
+			>"$log/rustdoc.log" 2>&1 || bad=("see $log/rustdoc.log")
+		! grep -qE '^(warning|error)' "$log/rustdoc.log" || bad=("see $log/rustdoc.log")
+		[ -n "$(find "$CACHE/rustdoc" -path '*/dma_buf/index.html' -o -path '*/rust_dma_buf/index.html')" ] ||
+			bad=("nothing was documented: see $log/rustdoc.log")
+		[ ${#bad[@]} = 0 ] || cp "$log/rustdoc.log" "$log/rustdoc-${object//\//-}.log"
+		report $((n += 1)) "rustdoc: $object" "${bad[@]//rustdoc.log/rustdoc-${object//\//-}.log}"
+	done
 
 	bad=()
 	rm -f "$out/$CORE/shim.o"

@@ -58,7 +58,7 @@ sysctl.kernel.hung_task_timeout_secs=60 printk.devkmsg=on $*"
 SPLAT='WARNING: |BUG[: ]|Oops|Internal error: |Kernel panic|[Cc]all [Tt]race:|UBSAN: |KASAN: '
 SPLAT+='|DMA-API: .*(error|warning|device driver|out of memory)|possible (recursive|circular) locking'
 SPLAT+='|inconsistent lock state|lockdep is turned off|sleeping function called|blocked for more than'
-SPLAT+='|refcount_t: |Unable to handle kernel|INFO: (rcu|trying|task)|panicked at|suspected memory leak'
+SPLAT+='|refcount_t: |Unable to handle kernel|INFO: (rcu|trying|task)|panicked at'
 SPLAT+='|Slab cache still has objects|Busy inodes after|printk messages dropped'
 
 # splats LOG: the lines of a console that show trouble. A report, from "cut here" to "end trace", whose

@@ -243,11 +243,14 @@ run_kunit() {
 		CONFIG_DEBUG_KERNEL=y
 		CONFIG_DEBUG_ATOMIC_SLEEP=y
 		CONFIG_DMABUF_DEBUG=y
+		CONFIG_RUST_KUNIT_TESTS=y
+		CONFIG_RUST_DMA_BUF_KUNIT_TEST=y
+		CONFIG_RUST_KERNEL_DOCTESTS=y
 	CONFIG
 	# shellcheck disable=SC2086
 	(cd "$TREE" && in_tools ./tools/testing/kunit/kunit.py run --arch="$arch" \
 		--kunitconfig "$out/workbench.kunitconfig" --build_dir "$out" --timeout 300 \
-		--make_options LLVM=1 "${args[@]}" --raw_output=kunit "dma-buf*")
+		--make_options LLVM=1 "${args[@]}" --raw_output=kunit)
 }
 
 verb_demo() {

@@ -16,6 +16,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <linux/dma-buf.h>
 #include <linux/dma-heap.h>
 #include <linux/udmabuf.h>
 
@@ -279,6 +280,7 @@ TEST_F(sample, import_from_udmabuf)
 		.flags = UDMABUF_FLAGS_CLOEXEC,
 		.size = self->size,
 	};
+	struct dma_buf_sync sync = { .flags = DMA_BUF_SYNC_RW | DMA_BUF_SYNC_START };
 	int udmabuf = open("/dev/udmabuf", O_RDWR | O_CLOEXEC);
 	int fd;
 
@@ -290,6 +292,8 @@ TEST_F(sample, import_from_udmabuf)
 	ASSERT_EQ(0, fcntl(create.memfd, F_ADD_SEALS, F_SEAL_SHRINK));
 	fd = do_ioctl(udmabuf, UDMABUF_CREATE, &create);
 	ASSERT_LE(0, fd);
+	/* udmabuf does all accesses with the direction of the first one. */
+	ASSERT_EQ(0, do_ioctl(fd, DMA_BUF_IOCTL_SYNC, &sync));
 	EXPECT_EQ(0, fill(self->dev, fd, 3));
 	EXPECT_EQ(3 * self->size, sum(self->dev, fd));
 	close(fd);
