@@ -8,12 +8,16 @@ use crate::{
     poll,
     pseudo_fs::NewFile,
     registry,
-    resv::Resv,
+    resv,
     trace, //
 };
 
 use kernel::{
     bindings,
+    dma_buf::{
+        Resv,
+        ResvGuard, //
+    },
     error::from_err_ptr,
     ffi::{
         c_char,
@@ -348,22 +352,18 @@ impl Buffer {
 
     /// Takes the reservation lock. Sleeps.
     pub(crate) fn lock(&self) -> LockGuard<'_> {
-        self.resv().acquire();
-        // INVARIANT: The lock was just taken.
         LockGuard {
             buf: self,
-            _not_send: NotThreadSafe,
+            _guard: self.resv().lock(),
         }
     }
 
     /// Takes the reservation lock, or fails with `EINTR`.
     #[cfg(CONFIG_DEBUG_FS)]
     pub(crate) fn lock_interruptible(&self) -> Result<LockGuard<'_>> {
-        self.resv().acquire_interruptible()?;
-        // INVARIANT: The lock was just taken.
         Ok(LockGuard {
             buf: self,
-            _not_send: NotThreadSafe,
+            _guard: self.resv().lock_interruptible()?,
         })
     }
 
@@ -373,7 +373,7 @@ impl Buffer {
     ///
     /// The reservation lock must be held by the current context for as long as the result lives.
     pub(crate) unsafe fn assume_locked(&self) -> Locked<'_> {
-        self.resv().assert_held();
+        resv::assert_held(self.resv());
         // INVARIANT: By the safety requirements.
         Locked {
             buf: self,
@@ -449,12 +449,11 @@ pub(crate) unsafe fn with_name<R>(
 ///
 /// # Invariants
 ///
-/// The lock belongs to this guard.
+/// `_guard` is that of `buf`.
 #[must_use = "the lock is given back when the guard is dropped"]
 pub(crate) struct LockGuard<'a> {
     buf: &'a Buffer,
-    // A ww_mutex belongs to the task that took it.
-    _not_send: NotThreadSafe,
+    _guard: ResvGuard<'a>,
 }
 
 impl LockGuard<'_> {
@@ -465,13 +464,6 @@ impl LockGuard<'_> {
             buf: self.buf,
             _not_send: NotThreadSafe,
         }
-    }
-}
-
-impl Drop for LockGuard<'_> {
-    fn drop(&mut self) {
-        // SAFETY: The lock belongs to this guard by the type invariant.
-        unsafe { self.buf.resv().release() };
     }
 }
 

@@ -8,11 +8,12 @@ use crate::{
         Locked, //
     },
     mapping::Direction,
-    resv::Usage, //
+    resv, //
 };
 
 use kernel::{
     bindings,
+    dma_buf::Usage,
     error::to_result,
     prelude::*,
     warn_on, //
@@ -20,7 +21,7 @@ use kernel::{
 
 /// Prepares a buffer for access by the CPU, and waits for the fences that are in its way.
 pub(crate) fn begin(buf: &Buffer, direction: Direction) -> Result {
-    buf.resv().might_lock();
+    resv::might_lock(buf.resv());
 
     if let Some(op) = buf.ops().begin_cpu_access {
         // SAFETY: The buffer is valid, and no lock is held.
@@ -28,12 +29,12 @@ pub(crate) fn begin(buf: &Buffer, direction: Direction) -> Result {
     }
 
     let write = direction == Direction::DMA_BIDIRECTIONAL || direction == Direction::DMA_TO_DEVICE;
-    buf.resv().wait(Usage::to_wait_for(write))
+    buf.resv().wait(Usage::rw(write))
 }
 
 /// Ends access by the CPU.
 pub(crate) fn end(buf: &Buffer, direction: Direction) -> Result {
-    buf.resv().might_lock();
+    resv::might_lock(buf.resv());
 
     if let Some(op) = buf.ops().end_cpu_access {
         // SAFETY: The buffer is valid, and no lock is held.

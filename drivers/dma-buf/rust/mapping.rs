@@ -2,16 +2,14 @@
 
 //! Map and unmap: the DMA addresses of a buffer for one of its devices.
 
-use crate::{
-    attachment::{
-        Attachment,
-        LockedAttachment, //
-    },
-    resv::Usage, //
+use crate::attachment::{
+    Attachment,
+    LockedAttachment, //
 };
 
 use kernel::{
     bindings,
+    dma_buf::Usage,
     error::{
         from_err_ptr,
         to_result, //

@@ -7,19 +7,17 @@
 //! reference to the buffer, to a callback of the first fence that is pending. Who finds it busy is
 //! woken by that callback, and looks again.
 
-use crate::{
-    buffer::{
-        Buffer,
-        Locked, //
-    },
-    resv::{
-        Fence,
-        Usage, //
-    }, //
+use crate::buffer::{
+    Buffer,
+    Locked, //
 };
 
 use kernel::{
     bindings,
+    dma_buf::{
+        Fence,
+        Usage, //
+    },
     sync::{
         aref::ARef,
         lock::{
@@ -51,8 +49,8 @@ impl Want {
 
     fn usage(self) -> Usage {
         match self {
-            Self::In => Usage::to_wait_for(false),
-            Self::Out => Usage::to_wait_for(true),
+            Self::In => Usage::rw(false),
+            Self::Out => Usage::rw(true),
         }
     }
 
@@ -133,7 +131,7 @@ impl Claim {
     }
 
     /// Leaves the claim to a callback of `fence`, or gives it back if that has signalled.
-    fn wait_for(self, fence: Fence) -> Result<(), Self> {
+    fn wait_for(self, fence: ARef<Fence>) -> Result<(), Self> {
         let this = ManuallyDrop::new(self);
 
         // SAFETY: The callback structure is in the slot that is ours, so not in use. It stays valid
@@ -147,7 +145,7 @@ impl Claim {
         };
         if ret == 0 {
             // The callback owns the fence as well.
-            let _ = fence.into_raw();
+            let _ = ARef::into_raw(fence);
             Ok(())
         } else {
             Err(ManuallyDrop::into_inner(this))
@@ -162,7 +160,7 @@ impl Claim {
     unsafe fn from_callback(
         fence: *mut bindings::dma_fence,
         cb: *mut bindings::dma_fence_cb,
-    ) -> (Fence, Self) {
+    ) -> (ARef<Fence>, Self) {
         let slot: *mut Slot = cb.cast();
 
         // INVARIANT: The slot was claimed by the value that `wait_for()` left.
@@ -177,7 +175,7 @@ impl Claim {
             };
 
             (
-                Fence::from_raw(NonNull::new_unchecked(fence)),
+                ARef::from_raw(NonNull::new_unchecked(fence.cast())),
                 Self {
                     buf: ARef::from_raw(NonNull::new_unchecked(buf.cast())),
                     want,
@@ -226,7 +224,8 @@ fn is_ready(locked: Locked<'_>, want: Want) -> bool {
         return false;
     };
 
-    for fence in locked.fences(want.usage()) {
+    // SAFETY: No room for fences is made here.
+    for fence in unsafe { locked.fences(want.usage()) } {
         match claim.wait_for(fence) {
             Ok(()) => return false,
             Err(back) => claim = back,

@@ -2,22 +2,17 @@
 
 //! The ioctls that turn implicit fences into sync files, and back.
 
-use crate::{
-    buffer::Buffer,
-    resv::{
-        Fence,
-        Usage, //
-    }, //
-};
+use crate::buffer::Buffer;
 
 use kernel::{
     bindings,
-    fs::{
-        file::FileDescriptorReservation,
-        File, //
+    dma_buf::{
+        sync_file,
+        Fence,
+        Usage, //
     },
+    fs::file::FileDescriptorReservation,
     prelude::*,
-    sync::aref::ARef,
     transmute::{
         AsBytes,
         FromBytes, //
@@ -27,8 +22,6 @@ use kernel::{
         UserSlice, //
     }, //
 };
-
-use core::ptr::NonNull;
 
 /// `struct dma_buf_export_sync_file`.
 #[repr(transparent)]
@@ -67,26 +60,15 @@ pub(crate) fn export(buf: &Buffer, arg: UserPtr) -> Result {
     let fd = FileDescriptorReservation::get_unused_fd_flags(bindings::O_CLOEXEC)?;
     let fence = buf
         .resv()
-        .singleton(Usage::to_wait_for(write))?
+        .singleton(Usage::rw(write))?
         .unwrap_or_else(Fence::stub);
-    let file = new_sync_file(&fence)?;
+    let file = sync_file::create(&fence)?;
 
     // CAST: Descriptor numbers are not negative.
     arg.0.fd = fd.reserved_fd() as i32;
     writer.write(&arg)?;
     fd.fd_install(file);
     Ok(())
-}
-
-fn new_sync_file(fence: &Fence) -> Result<ARef<File>> {
-    // SAFETY: The callee takes a reference of its own to the fence.
-    let sync_file = unsafe { bindings::sync_file_create(fence.as_raw()) };
-    if sync_file.is_null() {
-        return Err(ENOMEM);
-    }
-    // SAFETY: The file is new and its reference passes to the result. `File` is transparent, and
-    // nobody has a descriptor for it.
-    Ok(unsafe { ARef::from_raw(NonNull::new_unchecked((*sync_file).file.cast())) })
 }
 
 /// Adds the fences of a sync file to the buffer.
@@ -104,24 +86,16 @@ pub(crate) fn import(buf: &Buffer, arg: UserPtr) -> Result {
         Usage::Read
     };
 
-    // SAFETY: Any number is allowed.
-    let fence = NonNull::new(unsafe { bindings::sync_file_get_fence(arg.0.fd) }).ok_or(EINVAL)?;
-    // SAFETY: The call returns a reference that is ours.
-    let fence = unsafe { Fence::from_raw(fence) };
-
+    // CAST: The callee looks at the bits only.
+    let fence = sync_file::fence_from_fd(arg.0.fd as u32)?;
     let count = fence.unwrapped().count();
+
     if count == 0 {
         return Ok(());
     }
 
-    let guard = buf.lock();
-    let locked = guard.held();
+    let locked = buf.resv().lock();
 
     locked.reserve_fences(count.try_into()?)?;
-    // A chain may be shorter by now, but not longer.
-    for fence in fence.unwrapped().take(count) {
-        // SAFETY: There is room for `count` fences, and the lock is still held.
-        unsafe { locked.add_fence(&fence, usage) };
-    }
-    Ok(())
+    locked.add_fence(&fence, usage)
 }

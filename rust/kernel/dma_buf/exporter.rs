@@ -102,21 +102,19 @@ pub trait Exporter: Sized + 'static {
     ///
     /// This is the place to allocate memory late, when all devices that are attached so far are
     /// known.
-    fn map(
-        data: BorrowedData<'_, Self>,
-        attachment: &Attached<'_, Self>,
+    fn map<'a>(
+        data: BorrowedData<'a, Self>,
+        attachment: &Attached<'a, Self>,
         dir: DataDirection,
         locked: &LockedResv,
-    ) -> Result<MappedTable>;
+    ) -> Result<MappedTable<'a>>;
 
-    /// The device does not need the mapping any more.
+    /// The buffer has been unmapped for the device.
     fn unmap(
         _data: BorrowedData<'_, Self>,
         _attachment: &Attached<'_, Self>,
-        table: MappedTable,
         _locked: &LockedResv,
     ) {
-        drop(table);
     }
 
     /// The last reference to the buffer is gone.
@@ -297,9 +295,10 @@ impl<'a, T: Exporter> Attached<'a, T> {
     /// [`ENOMEM`], [`EINVAL`] for [`DataDirection::None`], [`EIO`] if the device cannot access the
     /// memory.
     #[inline]
-    pub fn map(&self, memory: Arc<Memory>, dir: DataDirection) -> Result<MappedTable> {
-        // SAFETY: An importer that maps a buffer for a device does so while the device can do DMA:
-        // that is its side of the contract. Those of `super::attachment` prove that it is bound.
+    pub fn map(&self, memory: Arc<Memory>, dir: DataDirection) -> Result<MappedTable<'a>> {
+        // SAFETY: An importer maps a buffer for a device that can do DMA, and unmaps it before that
+        // ends: this is its side of the contract, and those of `super::attachment` keep it by their
+        // types. The result can only be dropped in this callback, or come to the importer.
         unsafe { MappedTable::new(self.device(), memory, dir) }
     }
 }
@@ -462,7 +461,7 @@ impl<T: Exporter> ExporterVTable<T> {
             let dir = direction(dir)?;
             let table = T::map(data, &attached, dir, locked)?;
 
-            // Addresses of another device would make this one access whatever is there.
+            // Addresses for another device would make this one access whatever is there.
             if !table.is_for(attached.device(), dir) {
                 return Err(EINVAL);
             }
@@ -482,10 +481,10 @@ impl<T: Exporter> ExporterVTable<T> {
     ) {
         // SAFETY: The core calls this under the lock.
         let (data, attached, locked) = unsafe { Self::locked(attach) };
-        // SAFETY: The importer gives back what `map` returned, once.
-        let table = unsafe { MappedTable::from_raw(table) };
 
-        T::unmap(data, &attached, table, locked);
+        // SAFETY: The importer gives back what `map` returned, once.
+        drop(unsafe { MappedTable::from_raw(table) });
+        T::unmap(data, &attached, locked);
     }
 
     /// # Safety

@@ -232,18 +232,21 @@ impl Table {
 
 /// Memory that is mapped for a device; unmapped when dropped.
 ///
+/// The lifetime is that of the callback in which it is made: all an exporter can do with it is to
+/// return it there. That is how the device still can do DMA when it is unmapped.
+///
 /// # Invariants
 ///
-/// The pointer is from [`KBox::into_raw`], and this owns it.
-pub struct MappedTable(NonNull<Table>);
+/// The pointer is from [`KBox::leak`], and this owns it.
+pub struct MappedTable<'a>(NonNull<Table>, PhantomData<&'a ()>);
 
 // SAFETY: A mapping belongs to no task.
-unsafe impl Send for MappedTable {}
+unsafe impl Send for MappedTable<'_> {}
 
 // SAFETY: The table does not change while it is mapped.
-unsafe impl Sync for MappedTable {}
+unsafe impl Sync for MappedTable<'_> {}
 
-impl MappedTable {
+impl MappedTable<'_> {
     /// # Safety
     ///
     /// `dev` must be able to do DMA until the result is dropped.
@@ -297,7 +300,7 @@ impl MappedTable {
 
         // INVARIANT: It is mapped, and comes on the list under the lock that is held since.
         tables.push_within_capacity(table)?;
-        Ok(Self(table))
+        Ok(Self(table, PhantomData))
     }
 
     /// Whether this is a mapping for `dev` with direction `dir`.
@@ -318,11 +321,11 @@ impl MappedTable {
     /// `table` must be from [`Self::into_raw`], and not be used again.
     pub(super) unsafe fn from_raw(table: *mut bindings::sg_table) -> Self {
         // SAFETY: By the safety requirements.
-        Self(unsafe { NonNull::new_unchecked(table.cast()) })
+        Self(unsafe { NonNull::new_unchecked(table.cast()) }, PhantomData)
     }
 }
 
-impl Drop for MappedTable {
+impl Drop for MappedTable<'_> {
     fn drop(&mut self) {
         // SAFETY: The pointer is ours by the type invariants.
         let table = unsafe { KBox::from_raw(self.0.as_ptr()) };
@@ -417,12 +420,12 @@ impl<T: MemoryExporter> Exporter for ByMemory<T> {
         Ok(())
     }
 
-    fn map(
-        data: &T,
-        attachment: &Attached<'_, Self>,
+    fn map<'a>(
+        data: BorrowedData<'a, Self>,
+        attachment: &Attached<'a, Self>,
         dir: DataDirection,
         _locked: &LockedResv,
-    ) -> Result<MappedTable> {
+    ) -> Result<MappedTable<'a>> {
         attachment.map(data.memory().clone(), dir)
     }
 

@@ -327,15 +327,19 @@ impl LockedResv {
     /// # Errors
     ///
     /// [`ENOMEM`].
-    pub fn reserve_fences(&self, count: u16) -> Result {
+    pub fn reserve_fences(&self, count: u32) -> Result {
+        // The C side wants at least one, does not expect its sums to overflow, and warns when it
+        // cannot have what is too much to ask for.
+        const MAX: u32 = 1 << 18;
+
         if count == 0 {
             return Ok(());
         }
-        // SAFETY: The lock is held by the type invariants. The sum of a `u16` and the number of
-        // fences there are, which is limited by memory, does not overflow.
-        to_result(unsafe {
-            bindings::dma_resv_reserve_fences(self.resv.as_raw(), u32::from(count))
-        })
+        if count > MAX {
+            return Err(ENOMEM);
+        }
+        // SAFETY: The lock is held by the type invariants.
+        to_result(unsafe { bindings::dma_resv_reserve_fences(self.resv.as_raw(), count) })
     }
 
     /// Adds a fence.

@@ -32,7 +32,6 @@ use crate::{
         Io,
         IoSysMap, //
     },
-    new_mutex,
     page::PAGE_SIZE,
     sync::{
         aref::ARef,
@@ -40,8 +39,7 @@ use crate::{
             Atomic,
             Relaxed, //
         },
-        Arc,
-        Mutex, //
+        Arc, //
     },
     time::{
         delay::fsleep,
@@ -56,8 +54,8 @@ const SIZE: usize = 3 * PAGE_SIZE;
 struct Counts {
     calls: [Atomic<u32>; OPS],
     fail: Atomic<u32>,
-    /// Whether the exporter keeps tables, to give them to others.
-    keep: Atomic<bool>,
+    /// Whether the exporter maps for a direction that was not asked for.
+    wrong: Atomic<bool>,
     /// What the exporter was told of the last attachment.
     revocable: Atomic<bool>,
     peer2peer: Atomic<bool>,
@@ -88,7 +86,7 @@ impl Counts {
             Self {
                 calls: [const { Atomic::new(0) }; OPS],
                 fail: Atomic::new(u32::MAX),
-                keep: Atomic::new(false),
+                wrong: Atomic::new(false),
                 revocable: Atomic::new(false),
                 peer2peer: Atomic::new(false),
             },
@@ -146,15 +144,11 @@ fn eventually(condition: impl Fn() -> bool) -> bool {
 }
 
 /// The data of one buffer of the mock exporter.
-#[pin_data]
 struct Mock {
     counts: Arc<Counts>,
     memory: Arc<Memory>,
     /// How much of the memory to map for the kernel.
     vmap_size: usize,
-    /// Given back by the next map, instead of a new one.
-    #[pin]
-    wrong: Mutex<Option<MappedTable>>,
 }
 
 /// The mock exporter; `MOVES` decides whether its memory may move.
@@ -172,10 +166,10 @@ impl<const MOVES: bool> Exporter for MockExporter<MOVES> {
     const HAS_PIN: bool = MOVES;
     const HAS_UNPIN: bool = MOVES;
 
-    type Data = Pin<KBox<Mock>>;
+    type Data = KBox<Mock>;
     type Attachment = Noted;
 
-    fn attach(data: Pin<&Mock>, attachment: &NewAttachment<'_>) -> Result<Noted> {
+    fn attach(data: &Mock, attachment: &NewAttachment<'_>) -> Result<Noted> {
         data.counts.call(Op::Attach)?;
 
         let noted = Noted {
@@ -188,53 +182,53 @@ impl<const MOVES: bool> Exporter for MockExporter<MOVES> {
         Ok(noted)
     }
 
-    fn detach(data: Pin<&Mock>, noted: Noted) {
+    fn detach(data: &Mock, noted: Noted) {
         data.counts.noted(&noted);
         data.counts.note(Op::Detach);
     }
 
-    fn pin(data: Pin<&Mock>, _at: &Attached<'_, Self>, _locked: &LockedResv) -> Result {
+    fn pin(data: &Mock, _at: &Attached<'_, Self>, _locked: &LockedResv) -> Result {
         data.counts.call(Op::Pin)
     }
 
-    fn unpin(data: Pin<&Mock>, _at: &Attached<'_, Self>, _locked: &LockedResv) {
+    fn unpin(data: &Mock, _at: &Attached<'_, Self>, _locked: &LockedResv) {
         data.counts.note(Op::Unpin);
     }
 
-    fn map(
-        data: Pin<&Mock>,
-        attachment: &Attached<'_, Self>,
+    fn map<'a>(
+        data: BorrowedData<'a, Self>,
+        attachment: &Attached<'a, Self>,
         dir: DataDirection,
         locked: &LockedResv,
-    ) -> Result<MappedTable> {
+    ) -> Result<MappedTable<'a>> {
         data.counts.call(Op::Map)?;
         if attachment.peer2peer() || locked.resv().try_lock().is_some() {
             return Err(EDOM);
         }
-        match data.wrong.lock().take() {
-            Some(wrong) => Ok(wrong),
-            None => attachment.map(data.memory.clone(), dir),
-        }
+
+        let dir = match data.counts.wrong.load(Relaxed) {
+            true => DataDirection::Bidirectional,
+            false => dir,
+        };
+
+        attachment.map(data.memory.clone(), dir)
     }
 
-    fn unmap(data: Pin<&Mock>, _at: &Attached<'_, Self>, table: MappedTable, _locked: &LockedResv) {
+    fn unmap(data: &Mock, _at: &Attached<'_, Self>, _locked: &LockedResv) {
         data.counts.note(Op::Unmap);
-        if data.counts.keep.load(Relaxed) {
-            *data.wrong.lock() = Some(table);
-        }
     }
 
-    fn release(data: Pin<KBox<Mock>>) {
+    fn release(data: KBox<Mock>) {
         data.counts.note(Op::Release);
     }
 
-    fn begin_cpu_access(data: Pin<&Mock>, _dir: DataDirection) -> Result {
+    fn begin_cpu_access(data: &Mock, _dir: DataDirection) -> Result {
         data.counts.call(Op::Begin)?;
         data.memory.begin_cpu_access();
         Ok(())
     }
 
-    fn end_cpu_access(data: Pin<&Mock>, _dir: DataDirection) -> Result {
+    fn end_cpu_access(data: &Mock, _dir: DataDirection) -> Result {
         data.memory.end_cpu_access();
         data.counts.call(Op::End)
     }
@@ -242,25 +236,24 @@ impl<const MOVES: bool> Exporter for MockExporter<MOVES> {
     fn vmap<'a>(data: BorrowedData<'a, Self>, _locked: &LockedResv) -> Result<IoSysMap<'a, [u8]>> {
         data.counts.call(Op::Vmap)?;
 
-        let view = data.get_ref().memory.view();
+        let view = data.memory.view();
 
         Ok(io_project!(view, [try: 0..data.vmap_size]).into())
     }
 
-    fn vunmap(data: Pin<&Mock>, _locked: &LockedResv) {
+    fn vunmap(data: &Mock, _locked: &LockedResv) {
         data.counts.note(Op::Vunmap);
     }
 }
 
 fn mock<const MOVES: bool>(counts: &Arc<Counts>, vmap_size: usize) -> Result<ARef<DmaBuf>> {
     let memory = Memory::new(SIZE, GFP_KERNEL)?;
-    let data = KBox::pin_init(
-        pin_init!(Mock {
+    let data = KBox::new(
+        Mock {
             counts: counts.clone(),
             memory,
             vmap_size,
-            wrong <- new_mutex!(None),
-        }),
+        },
         GFP_KERNEL,
     )?;
 
@@ -445,25 +438,18 @@ mod suite {
     }
 
     #[test]
-    fn a_table_of_another_device_is_refused() -> Result {
+    fn a_table_for_another_direction_is_refused() -> Result {
         let counts = Counts::new()?;
         let device = device()?;
-        let other = faux::Registration::new_with_dma_mask(
-            c"kunit_dma_buf_other",
-            None,
-            DmaMask::new::<64>(),
-        )?;
         let buf = fixed(&counts)?;
+        let attachment = buf.attach(bound(&device))?;
 
-        counts.keep.store(true, Relaxed);
-        drop(buf.attach(bound(&device))?.map(DataDirection::ToDevice)?);
-        counts.keep.store(false, Relaxed);
-        assert!(
-            buf.attach(bound(&other))?
-                .map(DataDirection::ToDevice)
-                .err()
-                == Some(EINVAL)
-        );
+        counts.wrong.store(true, Relaxed);
+        assert!(attachment.map(DataDirection::ToDevice).err() == Some(EINVAL));
+        // It was unmapped again, and nobody was told to.
+        assert!(counts.are(&[(Op::Attach, 1), (Op::Map, 1)]));
+        drop(attachment.map(DataDirection::Bidirectional)?);
+        assert_eq!(counts.of(Op::Unmap), 1);
         Ok(())
     }
 
@@ -866,12 +852,12 @@ impl Exporter for FrameExporter {
         Ok(())
     }
 
-    fn map(
-        data: &Frame,
-        attachment: &Attached<'_, Self>,
+    fn map<'a>(
+        data: BorrowedData<'a, Self>,
+        attachment: &Attached<'a, Self>,
         dir: DataDirection,
         _locked: &LockedResv,
-    ) -> Result<MappedTable> {
+    ) -> Result<MappedTable<'a>> {
         attachment.map(data.0.clone(), dir)
     }
 }
@@ -1047,7 +1033,8 @@ mod resv_suite {
         let mut pending = KVec::new();
 
         locked.reserve_fences(0)?;
-        locked.reserve_fences(u16::MAX)?;
+        locked.reserve_fences(1 << 12)?;
+        assert!(locked.reserve_fences(u32::MAX).err() == Some(ENOMEM));
         for _ in 0..40 {
             // Each of a context of its own, or one would replace the other.
             let context = FenceContext::new(c"kunit", c"resv")?;
