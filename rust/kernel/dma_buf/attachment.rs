@@ -16,13 +16,25 @@ use crate::{
         Bound,
         Device, //
     },
-    devres::DevresLt,
+    devres::{
+        Devres,
+        DevresLt, //
+    },
     dma::DataDirection,
-    error::from_err_ptr,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
     prelude::*,
     scatterlist::SGTable,
     sync::{
         aref::ARef,
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
         Arc, //
     },
     types::CovariantForLt,
@@ -30,7 +42,10 @@ use crate::{
 
 use core::{
     cell::UnsafeCell,
-    marker::PhantomData,
+    marker::{
+        PhantomData,
+        PhantomPinned, //
+    },
     mem::ManuallyDrop,
     ptr::{
         self,
@@ -48,12 +63,14 @@ struct Link {
     buf: ARef<DmaBuf>,
     // Exporters look at the device of an attachment for as long as there is one.
     dev: ARef<Device>,
+    /// Whether there is a [`Claim`].
+    mapped: Atomic<bool>,
 }
 
 // SAFETY: An attachment belongs to no task.
 unsafe impl Send for Link {}
 
-// SAFETY: The fields do not change, and the C functions on attachments may run concurrently.
+// SAFETY: The other fields do not change, and the C functions on attachments may run concurrently.
 unsafe impl Sync for Link {}
 
 impl Drop for Link {
@@ -64,9 +81,28 @@ impl Drop for Link {
     }
 }
 
+/// The right to map an attachment, of which there is one: exporters may keep one table for each
+/// attachment, and write it anew whenever it is mapped.
+struct Claim(Arc<Link>);
+
+impl Claim {
+    fn new(link: &Arc<Link>) -> Result<Self> {
+        if link.mapped.xchg(true, Acquire) {
+            return Err(EBUSY);
+        }
+        Ok(Self(link.clone()))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.mapped.store(false, Release);
+    }
+}
+
 /// The attachment of a device to a buffer.
 ///
-/// Cheap to clone: the device is detached when the last clone and the last [`Mapping`] are gone.
+/// Cheap to clone: the device is detached when the last clone and the [`Mapping`] are gone.
 /// Dropping that last one takes the reservation lock; it must not be held.
 ///
 /// It lives no longer than the device is bound, by `'dev`. Where that cannot be proved to the
@@ -125,6 +161,7 @@ impl DmaBuf {
             raw: NonNull::new(raw).ok_or(ENOMEM)?,
             buf: self.into(),
             dev: dev.into(),
+            mapped: Atomic::new(false),
         };
 
         Ok(Attachment {
@@ -149,7 +186,7 @@ impl<'dev> Attachment<'dev> {
     pub fn device(&self) -> &'dev Device<Bound> {
         let dev: *const Device = &*self.link.dev;
 
-        // SAFETY: The device is bound for at least `'dev`, which therefore it also lives.
+        // SAFETY: The device is bound for at least `'dev`, and therefore lives for as long.
         unsafe { (*dev).as_bound() }
     }
 
@@ -159,20 +196,12 @@ impl<'dev> Attachment<'dev> {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`], [`EINVAL`] for [`DataDirection::None`], [`ERESTARTSYS`], and whatever the
-    /// exporter fails with.
+    /// [`EBUSY`] if it is mapped, [`ENOMEM`], [`EINVAL`] for [`DataDirection::None`],
+    /// [`ERESTARTSYS`], and whatever the exporter fails with.
     pub fn map(&self, dir: DataDirection) -> Result<Mapping<'dev>> {
-        check(dir)?;
-        // SAFETY: The attachment is valid by the type invariants of `Link`.
-        let table = from_err_ptr(unsafe {
-            bindings::dma_buf_map_attachment_unlocked(self.link.raw.as_ptr(), dir.into())
-        })?;
-
-        // INVARIANT: The table is new.
-        Ok(Mapping {
-            attachment: self.clone(),
-            table: NonNull::new(table).ok_or(ENOMEM)?,
-            dir,
+        self.map_with(dir, |raw, dir| {
+            // SAFETY: The attachment is valid.
+            unsafe { bindings::dma_buf_map_attachment_unlocked(raw.as_ptr(), dir.into()) }
         })
     }
 
@@ -186,19 +215,53 @@ impl<'dev> Attachment<'dev> {
         dir: DataDirection,
         locked: &'l LockedResv,
     ) -> Result<LockedMapping<'l, 'dev>> {
-        check(dir)?;
         locked.expect(self.buf().resv())?;
-        // SAFETY: The attachment is valid by the type invariants of `Link`, and the lock is held.
-        let table = from_err_ptr(unsafe {
-            bindings::dma_buf_map_attachment(self.link.raw.as_ptr(), dir.into())
+
+        let mapping = self.map_with(dir, |raw, dir| {
+            // SAFETY: The attachment is valid, and the lock is held.
+            unsafe { bindings::dma_buf_map_attachment(raw.as_ptr(), dir.into()) }
         })?;
 
-        // INVARIANT: The table is new; the lock is held for all of `'l`.
+        // INVARIANT: The lock is held for all of `'l`.
         Ok(LockedMapping {
-            attachment: self,
-            table: NonNull::new(table).ok_or(ENOMEM)?,
+            mapping: ManuallyDrop::new(mapping),
+            _attachment: self,
+            locked,
+        })
+    }
+
+    /// `map` is called with a valid attachment that is not mapped.
+    fn map_with(
+        &self,
+        dir: DataDirection,
+        map: impl FnOnce(
+            NonNull<bindings::dma_buf_attachment>,
+            DataDirection,
+        ) -> *mut bindings::sg_table,
+    ) -> Result<Mapping<'dev>> {
+        check(dir)?;
+
+        let claim = Claim::new(&self.link)?;
+        let dev = self.device();
+        // INVARIANT: The table is new. It is made last, so that nothing has to be undone here: the
+        // lock may be held or not.
+        let devres = Devres::new(
+            dev,
+            try_init!(MappedBuffer {
+                table: NonNull::new(from_err_ptr(map(claim.0.raw, dir))?).ok_or(ENOMEM)?,
+                dir,
+                ended: Atomic::new(false),
+                claim,
+            }? Error),
+        )?;
+        let table = devres.access(dev)?.table;
+
+        // INVARIANT: The device is bound for `'dev`, so the driver core does not end the mapping.
+        Ok(Mapping {
+            devres,
+            table,
             dir,
-            _locked: locked,
+            attachment: self.clone(),
         })
     }
 
@@ -220,18 +283,80 @@ fn check(dir: DataDirection) -> Result {
     Ok(())
 }
 
+/// What the driver core keeps of a [`Mapping`]; see [`Mapping::into_devres`].
+///
+/// # Invariants
+///
+/// `table` is a mapping of the attachment of `claim` with direction `dir`, which this owns until
+/// `ended` is set.
+pub struct MappedBuffer {
+    table: NonNull<bindings::sg_table>,
+    dir: DataDirection,
+    ended: Atomic<bool>,
+    claim: Claim,
+}
+
+// SAFETY: A mapping belongs to no task.
+unsafe impl Send for MappedBuffer {}
+
+// SAFETY: The table does not change while the mapping exists.
+unsafe impl Sync for MappedBuffer {}
+
+impl MappedBuffer {
+    /// The buffer.
+    #[inline]
+    pub fn buf(&self) -> &DmaBuf {
+        &self.claim.0.buf
+    }
+
+    /// The direction that the buffer is mapped for.
+    #[inline]
+    pub fn direction(&self) -> DataDirection {
+        self.dir
+    }
+
+    /// The addresses at which the device finds the buffer.
+    #[inline]
+    pub fn table(&self) -> &SGTable {
+        // SAFETY: The table is ours by the type invariants: `ended` is only set where nobody else
+        // can have a reference to this. Nobody changes the table while it is mapped.
+        unsafe { SGTable::from_raw(self.table.as_ptr()) }
+    }
+}
+
+impl Drop for MappedBuffer {
+    fn drop(&mut self) {
+        if self.ended.load(Relaxed) {
+            return;
+        }
+        // SAFETY: The mapping is ours by the type invariants.
+        unsafe {
+            bindings::dma_buf_unmap_attachment_unlocked(
+                self.claim.0.raw.as_ptr(),
+                self.table.as_ptr(),
+                self.dir.into(),
+            )
+        };
+    }
+}
+
 /// A buffer mapped for a device. While it exists, the buffer does not move.
+///
+/// An attachment has at most one. When the device is unbound, the buffer is unmapped even if this
+/// has been leaked.
 ///
 /// Dropping it takes the reservation lock; it must not be held. See
 /// [`unmap_locked`](Self::unmap_locked) for where it is.
 ///
 /// # Invariants
 ///
-/// `table` is a mapping of `attachment` with direction `dir`, which this owns.
+/// `devres` has not been revoked; `table` and `dir` are those in it.
 pub struct Mapping<'dev> {
-    attachment: Attachment<'dev>,
+    // First, so that the buffer is unmapped before the device is detached.
+    devres: Devres<MappedBuffer>,
     table: NonNull<bindings::sg_table>,
     dir: DataDirection,
+    attachment: Attachment<'dev>,
 }
 
 // SAFETY: A mapping belongs to no task.
@@ -239,9 +364,6 @@ unsafe impl Send for Mapping<'_> {}
 
 // SAFETY: The table does not change while the mapping exists.
 unsafe impl Sync for Mapping<'_> {}
-
-/// A mapping that ends, at the latest, when the device is unbound.
-pub type DevresMapping = DevresLt<CovariantForLt!(Mapping<'_>)>;
 
 impl<'dev> Mapping<'dev> {
     /// The attachment that the mapping is of.
@@ -259,7 +381,7 @@ impl<'dev> Mapping<'dev> {
     /// The addresses at which the device finds the buffer.
     #[inline]
     pub fn table(&self) -> &SGTable {
-        // SAFETY: The table is ours by the type invariants, and nobody changes it.
+        // SAFETY: The table is mapped by the type invariants, and nobody changes it meanwhile.
         unsafe { SGTable::from_raw(self.table.as_ptr()) }
     }
 
@@ -273,42 +395,31 @@ impl<'dev> Mapping<'dev> {
         if !locked.is_of(self.attachment.buf().resv()) {
             return Err(self);
         }
+        Ok(self.end(locked))
+    }
 
-        let this = ManuallyDrop::new(self);
-
-        // SAFETY: The mapping is ours by the type invariants, and not touched again. The lock is
-        // held.
+    /// `_locked` must be the lock of the buffer.
+    fn end(self, _locked: &LockedResv) -> Attachment<'dev> {
+        if let Ok(mapped) = self.devres.access(self.attachment.device()) {
+            // INVARIANT: The mapping passes to the call below.
+            mapped.ended.store(true, Relaxed);
+        }
+        // SAFETY: The mapping was ours by the type invariants, and nobody else ends it: the device
+        // is bound. The lock is held.
         unsafe {
             bindings::dma_buf_unmap_attachment(
-                this.attachment.link.raw.as_ptr(),
-                this.table.as_ptr(),
-                this.dir.into(),
-            )
-        };
-        // SAFETY: `this` is not dropped, and not touched again.
-        Ok(unsafe { ptr::read(&this.attachment) })
-    }
-
-    /// Has the driver core drop the mapping when the device is unbound, if it is not dropped
-    /// before.
-    pub fn into_devres(self) -> Result<DevresMapping> {
-        let dev = self.attachment.device();
-
-        // SAFETY: A mapping owns all it needs, except the binding of the device.
-        unsafe { DevresLt::new(dev, self) }
-    }
-}
-
-impl Drop for Mapping<'_> {
-    fn drop(&mut self) {
-        // SAFETY: The mapping is ours by the type invariants.
-        unsafe {
-            bindings::dma_buf_unmap_attachment_unlocked(
                 self.attachment.link.raw.as_ptr(),
                 self.table.as_ptr(),
                 self.dir.into(),
             )
         };
+        self.attachment
+    }
+
+    /// Leaves the mapping to the driver core, which drops it when the device is unbound, if it is
+    /// not dropped before. This is for state that may outlive the binding.
+    pub fn into_devres(self) -> Devres<MappedBuffer> {
+        self.devres
     }
 }
 
@@ -316,49 +427,38 @@ impl Drop for Mapping<'_> {
 ///
 /// # Invariants
 ///
-/// `table` is a mapping of `attachment` with direction `dir`, which this owns. The lock of the
-/// buffer is held for all of `'l`.
+/// The lock of the buffer is held for all of `'l`.
 #[must_use = "the buffer is unmapped at once when the mapping is not used"]
 pub struct LockedMapping<'l, 'dev> {
-    attachment: &'l Attachment<'dev>,
-    table: NonNull<bindings::sg_table>,
-    dir: DataDirection,
-    _locked: &'l LockedResv,
+    mapping: ManuallyDrop<Mapping<'dev>>,
+    // Keeps the attachment from being dropped under the lock.
+    _attachment: &'l Attachment<'dev>,
+    locked: &'l LockedResv,
 }
 
 impl<'dev> LockedMapping<'_, 'dev> {
     /// The addresses at which the device finds the buffer.
     #[inline]
     pub fn table(&self) -> &SGTable {
-        // SAFETY: The table is ours by the type invariants, and nobody changes it.
-        unsafe { SGTable::from_raw(self.table.as_ptr()) }
+        self.mapping.table()
     }
 
     /// Keeps the buffer mapped beyond the time that the lock is held for.
     ///
     /// What this returns must be dropped after the lock.
     pub fn keep(self) -> Mapping<'dev> {
-        let this = ManuallyDrop::new(self);
-
-        // INVARIANT: The table is that of `this`, which does not own it any more.
-        Mapping {
-            attachment: this.attachment.clone(),
-            table: this.table,
-            dir: this.dir,
-        }
+        // SAFETY: `self` is not dropped, and not touched again.
+        unsafe { ManuallyDrop::take(&mut ManuallyDrop::new(self).mapping) }
     }
 }
 
 impl Drop for LockedMapping<'_, '_> {
     fn drop(&mut self) {
-        // SAFETY: The mapping is ours, and the lock is held, by the type invariants.
-        unsafe {
-            bindings::dma_buf_unmap_attachment(
-                self.attachment.link.raw.as_ptr(),
-                self.table.as_ptr(),
-                self.dir.into(),
-            )
-        };
+        // SAFETY: The field is not touched again.
+        let mapping = unsafe { ManuallyDrop::take(&mut self.mapping) };
+
+        // This is not the last clone of the attachment: one is borrowed.
+        drop(mapping.end(self.locked));
     }
 }
 
@@ -404,9 +504,9 @@ impl<T: DynamicImporter> Invalidation<'_, T> {
         self.locked
     }
 
-    /// Ends the mapping, if there is one.
+    /// Ends the mapping, if there is one: at once, or when who is reading it is done.
     pub fn unmap(&self) {
-        drop(self.inner.mapping(self.locked).take());
+        self.inner.unmap(self.locked);
     }
 }
 
@@ -416,19 +516,13 @@ impl<T: DynamicImporter> Invalidation<'_, T> {
 ///
 /// - `table` is a mapping of `attachment` with direction `dir`, which this owns.
 /// - It is dropped before the attachment is detached, and under the reservation lock.
-struct DynamicTable {
+struct Table {
     attachment: NonNull<bindings::dma_buf_attachment>,
     table: NonNull<bindings::sg_table>,
     dir: DataDirection,
 }
 
-// SAFETY: A mapping belongs to no task.
-unsafe impl Send for DynamicTable {}
-
-// SAFETY: The table does not change while the mapping exists.
-unsafe impl Sync for DynamicTable {}
-
-impl Drop for DynamicTable {
+impl Drop for Table {
     fn drop(&mut self) {
         // SAFETY: The mapping is ours, the attachment is still there, and the lock is held, by the
         // type invariants.
@@ -442,21 +536,28 @@ impl Drop for DynamicTable {
     }
 }
 
-/// What [`Dynamic`] keeps of its mapping.
-struct Slot {
-    table: Arc<DynamicTable>,
+/// What the reservation lock protects of a dynamic attachment.
+#[derive(Default)]
+struct State {
+    table: Option<Table>,
+    /// The buffer has moved since it was mapped.
     stale: bool,
+    /// How many times the table is being read, or made. It is not changed meanwhile: exporters may
+    /// keep one table for each attachment, and write it anew whenever it is mapped.
+    users: usize,
+    /// It is to be unmapped when the last user is done.
+    unmap: bool,
 }
 
 /// # Invariants
 ///
 /// - `raw` is null, or an attachment of `dev` to `buf`, which this owns, and whose importer's
 ///   private data this is. It changes only before anybody else can see it.
-/// - `current` is only accessed under the reservation lock, and never for longer than one step.
+/// - `state` is only accessed under the reservation lock, by [`Self::with_state`].
 #[pin_data(PinnedDrop)]
 struct Dynamic<T: DynamicImporter> {
     raw: UnsafeCell<*mut bindings::dma_buf_attachment>,
-    current: UnsafeCell<Option<Slot>>,
+    state: UnsafeCell<State>,
     importer: T,
     buf: ARef<DmaBuf>,
     dev: ARef<Device>,
@@ -464,40 +565,15 @@ struct Dynamic<T: DynamicImporter> {
     _module: ModuleRef,
     // The exporter has a pointer to this.
     #[pin]
-    _pin: core::marker::PhantomPinned,
+    _pin: PhantomPinned,
 }
 
 // SAFETY: An attachment belongs to no task, and all the rest is `Send`.
 unsafe impl<T: DynamicImporter> Send for Dynamic<T> {}
 
-// SAFETY: `raw` does not change when it is shared, `current` is protected by the reservation lock,
+// SAFETY: `raw` does not change when it is shared, `state` is protected by the reservation lock,
 // and all the rest is `Sync`.
 unsafe impl<T: DynamicImporter> Sync for Dynamic<T> {}
-
-/// The mapping of a [`Dynamic`] under the lock.
-struct SlotRef<'a>(&'a UnsafeCell<Option<Slot>>);
-
-impl SlotRef<'_> {
-    /// What there is, to read it.
-    fn get(&self) -> Option<(Arc<DynamicTable>, bool)> {
-        // SAFETY: The lock is held, see `Dynamic::mapping`, so nobody writes: not another task,
-        // and not this one, which is here and runs nothing else meanwhile.
-        let slot = unsafe { &*self.0.get() };
-
-        slot.as_ref().map(|slot| (slot.table.clone(), slot.stale))
-    }
-
-    /// Puts something else in, and gives what was there. The caller drops it, now that nothing of
-    /// the slot is borrowed: to unmap is to call the exporter.
-    fn replace(&self, slot: Option<Slot>) -> Option<Slot> {
-        // SAFETY: As in `get`, and so nobody reads either.
-        unsafe { ptr::replace(self.0.get(), slot) }
-    }
-
-    fn take(&self) -> Option<Slot> {
-        self.replace(None)
-    }
-}
 
 impl<T: DynamicImporter> Dynamic<T> {
     const OPS: bindings::dma_buf_attach_ops = bindings::dma_buf_attach_ops {
@@ -515,11 +591,8 @@ impl<T: DynamicImporter> Dynamic<T> {
         let inner = unsafe { &*(*attach).importer_priv.cast::<Self>() };
         // SAFETY: The attachment is valid, and the lock held, by the safety requirements.
         let locked = unsafe { LockedResv::from_raw((*(*attach).dmabuf).resv) };
-        let slot = inner.mapping(locked);
 
-        if let Some((table, _)) = slot.get() {
-            drop(slot.replace(Some(Slot { table, stale: true })));
-        }
+        inner.with_state(locked, |state| state.stale = true);
         inner
             .importer
             .invalidate_mappings(&Invalidation { inner, locked });
@@ -530,9 +603,41 @@ impl<T: DynamicImporter> Dynamic<T> {
         unsafe { *self.raw.get() }
     }
 
-    /// Access to the mapping; `_locked` must be the lock of the buffer.
-    fn mapping<'a>(&'a self, _locked: &'a LockedResv) -> SlotRef<'a> {
-        SlotRef(&self.current)
+    /// Access to what `_locked`, which must be the lock of the buffer, protects. `f` must not call
+    /// anything that may come here again: neither the exporter nor the importer.
+    fn with_state<R>(&self, _locked: &LockedResv, f: impl FnOnce(&mut State) -> R) -> R {
+        // SAFETY: The lock is held, so no other task is here; nor is this one, as `f` does not come
+        // here again.
+        f(unsafe { &mut *self.state.get() })
+    }
+
+    /// Maps the buffer, without regard to what there is. The lock must be held.
+    fn map(&self, dir: DataDirection) -> Result<Table> {
+        let attachment = NonNull::new(self.raw()).ok_or(EINVAL)?;
+        // SAFETY: The attachment is valid by the type invariants, and the lock is held.
+        let table = unsafe { bindings::dma_buf_map_attachment(attachment.as_ptr(), dir.into()) };
+
+        // INVARIANT: The table is new. `Shutdown` ends it before the attachment is detached.
+        Ok(Table {
+            attachment,
+            table: NonNull::new(from_err_ptr(table)?).ok_or(ENOMEM)?,
+            dir,
+        })
+    }
+
+    /// Ends the mapping, or has the last user do so. `locked` must be the lock of the buffer.
+    fn unmap(&self, locked: &LockedResv) {
+        let table = self.with_state(locked, |state| {
+            if state.users == 0 {
+                return state.table.take();
+            }
+            state.stale = true;
+            state.unmap = true;
+            None
+        });
+
+        // This calls the exporter.
+        drop(table);
     }
 }
 
@@ -542,15 +647,22 @@ impl<T: DynamicImporter> PinnedDrop for Dynamic<T> {
         if self.raw().is_null() {
             return;
         }
-
-        let locked = self.buf.resv().lock();
-
-        drop(self.mapping(&locked).take());
-        drop(locked);
-        // SAFETY: The attachment is ours by the type invariants, and no mapping is left: the slot
-        // is empty, and what else there was borrowed the attachment. When this returns, no
-        // callback runs or can come: exporters call them under the lock, for what is on the list.
+        // SAFETY: The attachment is ours by the type invariants, and no mapping is left: `Shutdown`
+        // has a reference to this, and has ended it. When this returns, no callback runs or can
+        // come: exporters call them under the lock, for what is on the list.
         unsafe { bindings::dma_buf_detach(self.buf.as_raw(), self.raw()) };
+    }
+}
+
+/// Ends the mapping of a dynamic attachment when dropped: with the [`DynamicAttachment`], or by the
+/// driver core if that was leaked.
+struct Shutdown<T: DynamicImporter>(Arc<Dynamic<T>>);
+
+impl<T: DynamicImporter> Drop for Shutdown<T> {
+    fn drop(&mut self) {
+        let locked = self.0.buf.resv().lock();
+
+        self.0.unmap(&locked);
     }
 }
 
@@ -565,6 +677,8 @@ impl<T: DynamicImporter> PinnedDrop for Dynamic<T> {
 ///
 /// Lives no longer than the device is bound, by `'dev`.
 pub struct DynamicAttachment<'dev, T: DynamicImporter> {
+    // First, so that the buffer is unmapped before the device is detached.
+    _shutdown: Devres<Shutdown<T>>,
     inner: Arc<Dynamic<T>>,
     _bound: PhantomData<&'dev Device<Bound>>,
 }
@@ -589,12 +703,12 @@ impl DmaBuf {
         let inner = Arc::pin_init(
             pin_init!(Dynamic {
                 raw: UnsafeCell::new(ptr::null_mut()),
-                current: UnsafeCell::new(None),
+                state: UnsafeCell::new(State::default()),
                 importer,
                 buf: self.into(),
                 dev: dev.into(),
                 _module: module,
-                _pin: core::marker::PhantomPinned,
+                _pin: PhantomPinned,
             }),
             GFP_KERNEL,
         )?;
@@ -614,6 +728,7 @@ impl DmaBuf {
         // SAFETY: As above.
         unsafe { *inner.raw.get() = raw };
         Ok(DynamicAttachment {
+            _shutdown: Devres::new(dev, Shutdown(inner.clone()))?,
             inner,
             _bound: PhantomData,
         })
@@ -633,7 +748,7 @@ impl<'dev, T: DynamicImporter> DynamicAttachment<'dev, T> {
         &self.inner.buf
     }
 
-    /// Makes sure that there is a current mapping.
+    /// Makes sure that there is a current mapping; see [`with_table`](Self::with_table).
     ///
     /// One that is current and for the same direction is used again. Another one is ended.
     /// Moving the buffer may be under way: wait for the fences of
@@ -642,68 +757,74 @@ impl<'dev, T: DynamicImporter> DynamicAttachment<'dev, T> {
     /// # Errors
     ///
     /// [`ENOMEM`], [`EINVAL`] for [`DataDirection::None`] or if `locked` is not the lock of the
-    /// buffer, and whatever the exporter fails with.
-    pub fn map<'l>(
-        &'l self,
-        dir: DataDirection,
-        locked: &'l LockedResv,
-    ) -> Result<DynamicMapping<'l>> {
+    /// buffer, [`EBUSY`] if another mapping is being read or made further up the call chain, and
+    /// whatever the exporter fails with.
+    pub fn map(&self, dir: DataDirection, locked: &LockedResv) -> Result {
         check(dir)?;
         locked.expect(self.buf().resv())?;
 
-        let slot = self.inner.mapping(locked);
-
-        if let Some((table, false)) = slot.get() {
-            if table.dir == dir {
-                return Ok(DynamicMapping {
-                    table,
-                    _locked: locked,
-                });
+        let old = self.inner.with_state(locked, |state| {
+            if !state.stale && state.table.as_ref().is_some_and(|table| table.dir == dir) {
+                return Ok(None);
             }
-        }
-        drop(slot.take());
+            if state.users != 0 {
+                return Err(EBUSY);
+            }
+            state.users = 1;
+            Ok(Some(state.table.take()))
+        })?;
+        let Some(old) = old else {
+            return Ok(());
+        };
 
-        let raw = NonNull::new(self.inner.raw()).ok_or(EINVAL)?;
-        // SAFETY: The attachment is valid by the type invariants of `Dynamic`, and the lock is
-        // held.
-        let table = unsafe { bindings::dma_buf_map_attachment(raw.as_ptr(), dir.into()) };
-        let table = NonNull::new(from_err_ptr(table)?).ok_or(ENOMEM)?;
-        // INVARIANT: The table is new. `Dynamic` empties the slot before it detaches, and the
-        // copies in `DynamicMapping` borrow both the attachment and the lock.
-        let table = Arc::new(
-            DynamicTable {
-                attachment: raw,
-                table,
-                dir,
-            },
-            GFP_KERNEL,
-        )?;
+        // Both call the exporter, which may call the importer.
+        drop(old);
+        let new = self.inner.map(dir);
 
-        // The exporter may have called the importer while it mapped.
-        drop(slot.replace(Some(Slot {
-            table: table.clone(),
-            stale: false,
-        })));
-        Ok(DynamicMapping {
-            table,
-            _locked: locked,
+        self.inner.with_state(locked, |state| {
+            // Whatever became stale meanwhile, it was not this one, which is from the latest call.
+            *state = State::default();
+            state.table = Some(new?);
+            Ok(())
         })
     }
 
-    /// The mapping that there is, unless the buffer has moved since it was made.
+    /// Calls `f` with the addresses at which the device finds the buffer, if there is a current
+    /// mapping; they are valid until `f` returns.
     ///
     /// # Errors
     ///
     /// [`EINVAL`] if `locked` is not the lock of the buffer.
-    pub fn mapping<'l>(&'l self, locked: &'l LockedResv) -> Result<Option<DynamicMapping<'l>>> {
+    pub fn with_table<R>(
+        &self,
+        locked: &LockedResv,
+        f: impl FnOnce(&SGTable) -> R,
+    ) -> Result<Option<R>> {
         locked.expect(self.buf().resv())?;
-        Ok(match self.inner.mapping(locked).get() {
-            Some((table, false)) => Some(DynamicMapping {
-                table,
-                _locked: locked,
-            }),
-            _ => None,
-        })
+
+        let table = self.inner.with_state(locked, |state| {
+            let table = state.table.as_ref().filter(|_| !state.stale)?;
+
+            state.users += 1;
+            Some(table.table)
+        });
+        let Some(table) = table else {
+            return Ok(None);
+        };
+        // SAFETY: The table is mapped, and stays so and unchanged while there is a user.
+        let result = f(unsafe { SGTable::from_raw(table.as_ptr()) });
+        let table = self.inner.with_state(locked, |state| {
+            state.users -= 1;
+            if state.users == 0 && state.unmap {
+                core::mem::take(state).table
+            } else {
+                None
+            }
+        });
+
+        // This calls the exporter.
+        drop(table);
+        Ok(Some(result))
     }
 
     /// Ends the mapping, if there is one.
@@ -713,7 +834,7 @@ impl<'dev, T: DynamicImporter> DynamicAttachment<'dev, T> {
     /// [`EINVAL`] if `locked` is not the lock of the buffer.
     pub fn unmap(&self, locked: &LockedResv) -> Result {
         locked.expect(self.buf().resv())?;
-        drop(self.inner.mapping(locked).take());
+        self.inner.unmap(locked);
         Ok(())
     }
 
@@ -726,28 +847,12 @@ impl<'dev, T: DynamicImporter> DynamicAttachment<'dev, T> {
         locked.expect(self.buf().resv())?;
         // SAFETY: The attachment is valid by the type invariants of `Dynamic`, and the lock is
         // held.
-        crate::error::to_result(unsafe { bindings::dma_buf_pin(self.inner.raw()) })?;
+        to_result(unsafe { bindings::dma_buf_pin(self.inner.raw()) })?;
         // INVARIANT: The buffer has been pinned just now.
         Ok(LockedPin {
             attachment: self,
             _locked: locked,
         })
-    }
-}
-
-/// The current mapping of a [`DynamicAttachment`], while the reservation lock is held.
-pub struct DynamicMapping<'l> {
-    table: Arc<DynamicTable>,
-    _locked: &'l LockedResv,
-}
-
-impl DynamicMapping<'_> {
-    /// The addresses at which the device finds the buffer.
-    #[inline]
-    pub fn table(&self) -> &SGTable {
-        // SAFETY: The table is valid by the type invariants of `DynamicTable`, and nobody changes
-        // it.
-        unsafe { SGTable::from_raw(self.table.table.as_ptr()) }
     }
 }
 

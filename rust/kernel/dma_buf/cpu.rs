@@ -23,6 +23,7 @@ use crate::{
         SysMem, //
     },
     prelude::*,
+    sync::aref::ARef,
 };
 
 use core::{
@@ -104,8 +105,8 @@ impl Writable for ReadWrite {}
 /// }
 /// # let _: fn(&DmaBuf) -> Result<u32> = first_word;
 /// ```
-pub struct CpuAccess<'a, A: Access> {
-    vmap: Vmap<'a>,
+pub struct CpuAccess<A: Access> {
+    vmap: Vmap,
     _access: PhantomData<A>,
 }
 
@@ -114,19 +115,23 @@ pub struct CpuAccess<'a, A: Access> {
 /// # Invariants
 ///
 /// `map` is a mapping of `buf` for the kernel, which this owns.
-struct Vmap<'a> {
-    buf: &'a DmaBuf,
+struct Vmap {
+    // A buffer must not be released while it is mapped.
+    buf: ARef<DmaBuf>,
     map: bindings::iosys_map,
 }
 
-impl<'a> Vmap<'a> {
-    fn new(buf: &'a DmaBuf) -> Result<Self> {
+impl Vmap {
+    fn new(buf: &DmaBuf) -> Result<Self> {
         let mut map = pin_init::zeroed();
 
         // SAFETY: The buffer is valid, and `map` is valid for writing.
         to_result(unsafe { bindings::dma_buf_vmap_unlocked(buf.as_raw(), &mut map) })?;
         // INVARIANT: The mapping is new.
-        Ok(Self { buf, map })
+        Ok(Self {
+            buf: buf.into(),
+            map,
+        })
     }
 
     fn view(&self) -> Result<IoSysMap<'_, [u8]>> {
@@ -136,7 +141,7 @@ impl<'a> Vmap<'a> {
     }
 }
 
-impl Drop for Vmap<'_> {
+impl Drop for Vmap {
     fn drop(&mut self) {
         // SAFETY: The mapping is ours by the type invariants.
         unsafe { bindings::dma_buf_vunmap_unlocked(self.buf.as_raw(), &mut self.map) };
@@ -190,14 +195,14 @@ pub(super) fn view_to_raw(view: IoSysMap<'_, [u8]>) -> bindings::iosys_map {
 impl DmaBuf {
     /// Maps the buffer for the kernel, and prepares it for access by the CPU.
     ///
-    /// Waits, interruptibly, for the fences of the devices that write it, or for all if the CPU
-    /// writes. Must not be called under the reservation lock.
+    /// Waits, interruptibly, for the fences of those who write it, if the CPU writes also of those who
+    /// read it: see [`Usage::rw`](super::Usage::rw). Must not be called under the reservation lock.
     ///
     /// # Errors
     ///
     /// [`EINVAL`] if the exporter does not support it, [`ERESTARTSYS`], and whatever the exporter
     /// fails with.
-    pub fn cpu_access<A: Access>(&self) -> Result<CpuAccess<'_, A>> {
+    pub fn cpu_access<A: Access>(&self) -> Result<CpuAccess<A>> {
         let vmap = Vmap::new(self)?;
 
         vmap.view()?;
@@ -213,7 +218,7 @@ impl DmaBuf {
     }
 }
 
-impl<A: Access> CpuAccess<'_, A> {
+impl<A: Access> CpuAccess<A> {
     /// The size of the buffer in bytes.
     #[inline]
     pub fn size(&self) -> usize {
@@ -251,7 +256,7 @@ impl<A: Access> CpuAccess<'_, A> {
     }
 }
 
-impl<A: Readable> CpuAccess<'_, A> {
+impl<A: Readable> CpuAccess<A> {
     /// Copies from the buffer.
     ///
     /// # Errors
@@ -263,7 +268,7 @@ impl<A: Readable> CpuAccess<'_, A> {
     }
 }
 
-impl<A: Writable> CpuAccess<'_, A> {
+impl<A: Writable> CpuAccess<A> {
     /// Copies to the buffer.
     ///
     /// # Errors
@@ -275,7 +280,7 @@ impl<A: Writable> CpuAccess<'_, A> {
     }
 }
 
-impl CpuAccess<'_, ReadWrite> {
+impl CpuAccess<ReadWrite> {
     /// The buffer as memory for the kernel's I/O accessors.
     ///
     /// # Errors
@@ -286,7 +291,7 @@ impl CpuAccess<'_, ReadWrite> {
     }
 }
 
-impl<A: Access> Drop for CpuAccess<'_, A> {
+impl<A: Access> Drop for CpuAccess<A> {
     fn drop(&mut self) {
         // Nobody is left to tell.
         let _ = self.end();

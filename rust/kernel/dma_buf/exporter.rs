@@ -390,7 +390,9 @@ impl<T: Exporter> ExporterVTable<T> {
                     NewAttachment(&*Opaque::cast_from(attach)),
                 )
             };
-            let state = KBox::new(T::attach(data, &new)?, GFP_KERNEL)?;
+            // First, so that an attachment that the exporter has made cannot fail.
+            let state = KBox::new_uninit(GFP_KERNEL)?;
+            let state = KBox::write(state, T::attach(data, &new)?);
 
             // SAFETY: The field is the exporter's.
             unsafe { (*attach).priv_ = state.into_foreign() };
@@ -457,12 +459,15 @@ impl<T: Exporter> ExporterVTable<T> {
     ) -> *mut bindings::sg_table {
         // SAFETY: The core calls this under the lock.
         let (data, attached, locked) = unsafe { Self::locked(attach) };
+        // SAFETY: The attachment is valid, and keeps its buffer.
+        let size = unsafe { (*(*attach).dmabuf).size };
         let map = || {
             let dir = direction(dir)?;
             let table = T::map(data, &attached, dir, locked)?;
 
             // Addresses for another device would make this one access whatever is there.
-            if !table.is_for(attached.device(), dir) {
+            // So would a table that ends before the buffer does.
+            if !table.is_for(attached.device(), dir, size) {
                 return Err(EINVAL);
             }
             Ok(table.into_raw())

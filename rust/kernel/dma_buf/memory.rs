@@ -303,12 +303,12 @@ impl MappedTable<'_> {
         Ok(Self(table, PhantomData))
     }
 
-    /// Whether this is a mapping for `dev` with direction `dir`.
-    pub(super) fn is_for(&self, dev: &Device, dir: DataDirection) -> bool {
+    /// Whether this is a mapping for `dev` with direction `dir`, and of at least `size` bytes.
+    pub(super) fn is_for(&self, dev: &Device, dir: DataDirection, size: usize) -> bool {
         // SAFETY: The pointer is valid by the type invariants.
         let table = unsafe { self.0.as_ref() };
 
-        ptr::eq(table.dev.as_raw(), dev.as_raw()) && table.dir == dir
+        ptr::eq(table.dev.as_raw(), dev.as_raw()) && table.dir == dir && table.memory.size() >= size
     }
 
     pub(super) fn into_raw(self) -> *mut bindings::sg_table {

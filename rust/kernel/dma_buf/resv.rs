@@ -175,7 +175,7 @@ impl Resv {
     }
 
     /// Waits, at most for `timeout`, until all fences of `usage` have signalled. The lock may be
-    /// held or not. A `timeout` of zero does not sleep.
+    /// held or not. A `timeout` of zero only looks.
     ///
     /// # Errors
     ///

@@ -438,6 +438,82 @@ mod suite {
     }
 
     #[test]
+    fn an_attachment_is_mapped_once() -> Result {
+        let counts = Counts::new()?;
+        let device = device()?;
+        let buf = fixed(&counts)?;
+        let attachment = buf.attach(bound(&device))?;
+        let clone = attachment.clone();
+        let mapping = attachment.map(DataDirection::ToDevice)?;
+        let locked = buf.resv().lock();
+
+        assert!(clone.map_locked(DataDirection::ToDevice, &locked).err() == Some(EBUSY));
+        drop(locked);
+        assert!(clone.map(DataDirection::FromDevice).err() == Some(EBUSY));
+        assert_eq!(counts.of(Op::Map), 1);
+        drop(mapping);
+        drop(clone.map(DataDirection::FromDevice)?);
+        // Failures give the right back.
+        counts.fail_next(Op::Map);
+        assert!(clone.map(DataDirection::FromDevice).err() == Some(EREMOTEIO));
+        drop(clone.map(DataDirection::FromDevice)?);
+        assert_eq!(counts.of(Op::Map), 4);
+        assert_eq!(counts.of(Op::Unmap), 3);
+        Ok(())
+    }
+
+    // What is leaked here is a leak for kmemleak, too.
+    #[cfg(not(CONFIG_DEBUG_KMEMLEAK))]
+    #[test]
+    fn leaks_do_not_dangle() -> Result {
+        let counts = Counts::new()?;
+        let buf = movable(&counts)?;
+
+        {
+            let device = device()?;
+
+            core::mem::forget(buf.attach(bound(&device))?.map(DataDirection::ToDevice)?);
+        }
+        // The device is gone, and so is its mapping.
+        assert!(counts.are(&[
+            (Op::Attach, 1),
+            (Op::Pin, 1),
+            (Op::Map, 1),
+            (Op::Unmap, 1),
+            (Op::Unpin, 1)
+        ]));
+        {
+            let device = device()?;
+            let attachment = buf.attach(bound(&device))?;
+            let locked = buf.resv().lock();
+
+            core::mem::forget(attachment.map_locked(DataDirection::ToDevice, &locked)?);
+            drop(locked);
+        }
+        assert_eq!(counts.of(Op::Unmap), 2);
+        {
+            let device = device()?;
+            let follower = Follower {
+                counts: counts.clone(),
+                unmap: false,
+            };
+            let attachment = buf.attach_dynamic(bound(&device), follower)?;
+
+            attachment.map(DataDirection::ToDevice, &buf.resv().lock())?;
+            core::mem::forget(attachment);
+        }
+        assert_eq!(counts.of(Op::Unmap), 3);
+        assert_eq!(counts.of(Op::Detach), 0);
+        buf.invalidate_mappings(&buf.resv().lock())?;
+        assert_eq!(counts.of(Op::Invalidate), 1);
+
+        core::mem::forget(buf.cpu_access::<cpu::Read>()?);
+        drop(buf);
+        assert_eq!(counts.of(Op::Release), 0);
+        Ok(())
+    }
+
+    #[test]
     fn a_table_for_another_direction_is_refused() -> Result {
         let counts = Counts::new()?;
         let device = device()?;
@@ -535,7 +611,7 @@ mod suite {
         let device = device()?;
         let buf = fixed(&counts)?;
         let attachment = buf.attach(bound(&device))?;
-        let mapping = attachment.map(DataDirection::ToDevice)?.into_devres()?;
+        let mapping = attachment.map(DataDirection::ToDevice)?.into_devres();
         let attachment = attachment.into_devres()?;
 
         assert!(attachment
@@ -570,36 +646,48 @@ mod suite {
             )?;
             let locked = buf.resv().lock();
 
-            assert!(attachment.mapping(&locked)?.is_none());
-            {
-                let mapping = attachment.map(DataDirection::Bidirectional, &locked)?;
-                let mapped: u64 = mapping.table().iter().map(|entry| entry.dma_len()).sum();
+            let mapped = |locked: &LockedResv| {
+                attachment.with_table(locked, |table| {
+                    table.iter().map(|entry| entry.dma_len()).sum::<u64>()
+                })
+            };
 
-                assert_eq!(mapped, SIZE as u64);
-            }
+            assert!(mapped(&locked)?.is_none());
+            attachment.map(DataDirection::Bidirectional, &locked)?;
+            assert_eq!(mapped(&locked)?, Some(SIZE as u64));
             // Nothing is pinned, and mapping again is nothing new.
-            drop(attachment.map(DataDirection::Bidirectional, &locked)?);
+            attachment.map(DataDirection::Bidirectional, &locked)?;
             assert!(counts.are(&[(Op::Attach, 1), (Op::Map, 1)]));
-            assert!(attachment.mapping(&locked)?.is_some());
 
             buf.invalidate_mappings(&locked)?;
             assert_eq!(counts.of(Op::Invalidate), 1);
             assert_eq!(counts.of(Op::Unmap), u32::from(unmap));
-            assert!(attachment.mapping(&locked)?.is_none());
+            assert!(mapped(&locked)?.is_none());
 
-            // Who is at reading the addresses may finish.
-            let mapping = attachment.map(DataDirection::Bidirectional, &locked)?;
+            attachment.map(DataDirection::Bidirectional, &locked)?;
+            assert_eq!(mapped(&locked)?, Some(SIZE as u64));
+            assert_eq!(counts.of(Op::Unmap), 1);
 
-            assert_eq!(counts.of(Op::Unmap), 1);
-            attachment.unmap(&locked)?;
-            assert!(mapping.table().iter().next().is_some());
-            assert_eq!(counts.of(Op::Unmap), 1);
-            drop(mapping);
+            // Who is at reading the addresses may finish, whatever the others do.
+            let seen = attachment.with_table(&locked, |table| -> Result<usize> {
+                attachment.unmap(&locked)?;
+                buf.invalidate_mappings(&locked)?;
+                if mapped(&locked)?.is_some()
+                    || attachment.map(DataDirection::Bidirectional, &locked).err() != Some(EBUSY)
+                    || counts.of(Op::Unmap) != 1
+                {
+                    return Err(EDOM);
+                }
+                Ok(table.iter().count())
+            })?;
+
+            assert!(seen.is_some_and(|seen| seen.is_ok_and(|count| count > 0)));
             assert_eq!(counts.of(Op::Unmap), 2);
+            assert_eq!(counts.of(Op::Invalidate), 2);
 
             // Another direction is another mapping.
-            drop(attachment.map(DataDirection::ToDevice, &locked)?);
-            drop(attachment.map(DataDirection::FromDevice, &locked)?);
+            attachment.map(DataDirection::ToDevice, &locked)?;
+            attachment.map(DataDirection::FromDevice, &locked)?;
             assert_eq!(counts.of(Op::Map), 4);
             assert_eq!(counts.of(Op::Unmap), 3);
             drop(locked);
@@ -614,7 +702,7 @@ mod suite {
             let locked = buf.resv().lock();
 
             buf.invalidate_mappings(&locked)?;
-            assert_eq!(counts.of(Op::Invalidate), 1);
+            assert_eq!(counts.of(Op::Invalidate), 2);
         }
         Ok(())
     }
@@ -641,7 +729,7 @@ mod suite {
         assert!(attachment
             .map(DataDirection::ToDevice, &locked)
             .is_err_and(|error| error == EREMOTEIO));
-        assert!(attachment.mapping(&locked)?.is_none());
+        assert!(attachment.with_table(&locked, |_| ())?.is_none());
         counts.fail_next(Op::Pin);
         assert!(attachment
             .pin(&locked)
@@ -650,7 +738,7 @@ mod suite {
 
         let wrong = other.resv().lock();
 
-        assert!(attachment.mapping(&wrong).is_err());
+        assert!(attachment.with_table(&wrong, |_| ()).is_err());
         assert!(attachment.unmap(&wrong).is_err());
         assert!(attachment.pin(&wrong).is_err());
         assert!(attachment.map(DataDirection::ToDevice, &wrong).is_err());
@@ -817,11 +905,19 @@ mod suite {
 
     #[test]
     fn what_the_exporter_cannot_do() -> Result {
+        let device = device()?;
         let memory = Memory::new(SIZE, GFP_KERNEL)?;
-        let data = KBox::new(Frame(memory), GFP_KERNEL)?;
+        let data = KBox::new(Frame(memory.clone()), GFP_KERNEL)?;
         let buf = export::<FrameExporter>(data, SIZE, flags::O_RDWR)?;
 
         assert!(buf.cpu_access::<cpu::Read>().err() == Some(EINVAL));
+
+        // The buffer is larger than its memory.
+        let data = KBox::new(Frame(memory), GFP_KERNEL)?;
+        let buf = export::<FrameExporter>(data, SIZE + 1, flags::O_RDWR)?;
+        let attachment = buf.attach(bound(&device))?;
+
+        assert!(attachment.map(DataDirection::ToDevice).err() == Some(EINVAL));
         Ok(())
     }
 }
@@ -887,8 +983,9 @@ mod memory_suite {
         let data = KBox::new(Frame(memory.clone()), GFP_KERNEL)?;
         let buf = export_memory(data, flags::O_RDWR)?;
         let attachment = buf.attach(bound(&device))?;
+        let other = buf.attach(bound(&device))?;
         let to = attachment.map(DataDirection::ToDevice)?;
-        let from = attachment.map(DataDirection::FromDevice)?;
+        let from = other.map(DataDirection::FromDevice)?;
 
         assert_eq!(buf.size(), SIZE);
         assert!(buf.exporter_name() == c"kunit_memory");
