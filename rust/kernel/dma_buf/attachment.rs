@@ -25,6 +25,7 @@ use crate::{
         from_err_ptr,
         to_result, //
     },
+    module::this_module,
     prelude::*,
     scatterlist::SGTable,
     sync::{
@@ -37,7 +38,7 @@ use crate::{
         },
         Arc, //
     },
-    types::CovariantForLt,
+    types::ForLt,
 };
 
 use core::{
@@ -135,7 +136,15 @@ pub struct Attachment<'dev> {
     _bound: PhantomData<&'dev Device<Bound>>,
 }
 
+// Without this, a compiler that looks at the fields alone would let an attachment be dropped, and
+// the device be detached, after `'dev`.
+impl Drop for Attachment<'_> {
+    #[inline]
+    fn drop(&mut self) {}
+}
+
 impl Clone for Attachment<'_> {
+    #[inline]
     fn clone(&self) -> Self {
         Self {
             link: self.link.clone(),
@@ -172,7 +181,10 @@ impl DmaBuf {
 }
 
 /// An attachment that ends, at the latest, when the device is unbound.
-pub type DevresAttachment = DevresLt<CovariantForLt!(Attachment<'_>)>;
+///
+/// It is lent to closures only: a clone that outlives the binding would pretend that the device is
+/// still bound.
+pub type DevresAttachment = DevresLt<ForLt!(Attachment<'_>)>;
 
 impl<'dev> Attachment<'dev> {
     /// The buffer.
@@ -226,7 +238,7 @@ impl<'dev> Attachment<'dev> {
         Ok(LockedMapping {
             mapping: ManuallyDrop::new(mapping),
             _attachment: self,
-            locked,
+            _locked: locked,
         })
     }
 
@@ -254,19 +266,22 @@ impl<'dev> Attachment<'dev> {
                 claim,
             }? Error),
         )?;
-        let table = devres.access(dev)?.table;
+        let mapped = devres.access(dev)?.into();
 
         // INVARIANT: The device is bound for `'dev`, so the driver core does not end the mapping.
         Ok(Mapping {
             devres,
-            table,
-            dir,
+            mapped,
             attachment: self.clone(),
         })
     }
 
-    /// Has the driver core drop the attachment when the device is unbound, if it is not dropped
-    /// before. This is for state that may outlive the binding, like that of an open file.
+    /// Leaves the attachment to the driver core, which drops it when the device is unbound, if it is
+    /// not dropped before. This is for state that may outlive the binding.
+    ///
+    /// It can be mapped where the device is known to be bound, with
+    /// [`access_with`](DevresLt::access_with). Dropping it takes the reservation lock; it must not
+    /// be held.
     pub fn into_devres(self) -> Result<DevresAttachment> {
         let dev = self.device();
 
@@ -350,12 +365,11 @@ impl Drop for MappedBuffer {
 ///
 /// # Invariants
 ///
-/// `devres` has not been revoked; `table` and `dir` are those in it.
+/// `devres` is not revoked before the end of `'dev`, and `mapped` is what is in it.
 pub struct Mapping<'dev> {
     // First, so that the buffer is unmapped before the device is detached.
     devres: Devres<MappedBuffer>,
-    table: NonNull<bindings::sg_table>,
-    dir: DataDirection,
+    mapped: NonNull<MappedBuffer>,
     attachment: Attachment<'dev>,
 }
 
@@ -372,17 +386,21 @@ impl<'dev> Mapping<'dev> {
         &self.attachment
     }
 
+    fn mapped(&self) -> &MappedBuffer {
+        // SAFETY: By the type invariants it is there for as long as `self`.
+        unsafe { self.mapped.as_ref() }
+    }
+
     /// The direction that the buffer is mapped for.
     #[inline]
     pub fn direction(&self) -> DataDirection {
-        self.dir
+        self.mapped().direction()
     }
 
     /// The addresses at which the device finds the buffer.
     #[inline]
     pub fn table(&self) -> &SGTable {
-        // SAFETY: The table is mapped by the type invariants, and nobody changes it meanwhile.
-        unsafe { SGTable::from_raw(self.table.as_ptr()) }
+        self.mapped().table()
     }
 
     /// Ends the mapping under the reservation lock. Gives the attachment back, because the last
@@ -395,29 +413,32 @@ impl<'dev> Mapping<'dev> {
         if !locked.is_of(self.attachment.buf().resv()) {
             return Err(self);
         }
-        Ok(self.end(locked))
+        // SAFETY: The lock is that of the buffer.
+        Ok(unsafe { self.end() })
     }
 
-    /// `_locked` must be the lock of the buffer.
-    fn end(self, _locked: &LockedResv) -> Attachment<'dev> {
-        if let Ok(mapped) = self.devres.access(self.attachment.device()) {
-            // INVARIANT: The mapping passes to the call below.
-            mapped.ended.store(true, Relaxed);
-        }
-        // SAFETY: The mapping was ours by the type invariants, and nobody else ends it: the device
-        // is bound. The lock is held.
+    /// # Safety
+    ///
+    /// The reservation lock of the buffer must be held.
+    unsafe fn end(self) -> Attachment<'dev> {
+        // SAFETY: The device is bound, so `devres` has not been revoked, and will not be meanwhile.
+        // INVARIANT: The mapping passes to the call below.
+        unsafe { self.mapped.as_ref() }.ended.store(true, Relaxed);
+        // SAFETY: The mapping was ours by the type invariants, and nobody else ends it. The lock is
+        // held by the safety requirements.
         unsafe {
             bindings::dma_buf_unmap_attachment(
                 self.attachment.link.raw.as_ptr(),
-                self.table.as_ptr(),
-                self.dir.into(),
+                self.mapped.as_ref().table.as_ptr(),
+                self.mapped.as_ref().dir.into(),
             )
         };
         self.attachment
     }
 
     /// Leaves the mapping to the driver core, which drops it when the device is unbound, if it is
-    /// not dropped before. This is for state that may outlive the binding.
+    /// not dropped before. This is for state that may outlive the binding. Dropping it takes the
+    /// reservation lock; it must not be held.
     pub fn into_devres(self) -> Devres<MappedBuffer> {
         self.devres
     }
@@ -433,7 +454,7 @@ pub struct LockedMapping<'l, 'dev> {
     mapping: ManuallyDrop<Mapping<'dev>>,
     // Keeps the attachment from being dropped under the lock.
     _attachment: &'l Attachment<'dev>,
-    locked: &'l LockedResv,
+    _locked: &'l LockedResv,
 }
 
 impl<'dev> LockedMapping<'_, 'dev> {
@@ -446,6 +467,7 @@ impl<'dev> LockedMapping<'_, 'dev> {
     /// Keeps the buffer mapped beyond the time that the lock is held for.
     ///
     /// What this returns must be dropped after the lock.
+    #[inline]
     pub fn keep(self) -> Mapping<'dev> {
         // SAFETY: `self` is not dropped, and not touched again.
         unsafe { ManuallyDrop::take(&mut ManuallyDrop::new(self).mapping) }
@@ -457,8 +479,11 @@ impl Drop for LockedMapping<'_, '_> {
         // SAFETY: The field is not touched again.
         let mapping = unsafe { ManuallyDrop::take(&mut self.mapping) };
 
-        // This is not the last clone of the attachment: one is borrowed.
-        drop(mapping.end(self.locked));
+        // SAFETY: The lock is held by the type invariants.
+        let attachment = unsafe { mapping.end() };
+
+        // This is not the last clone: one is borrowed.
+        drop(attachment);
     }
 }
 
@@ -504,9 +529,11 @@ impl<T: DynamicImporter> Invalidation<'_, T> {
         self.locked
     }
 
-    /// Ends the mapping, if there is one: at once, or when who is reading it is done.
+    /// Ends the mapping, if there is one: at once, or when it is not being read any more.
+    #[inline]
     pub fn unmap(&self) {
-        self.inner.unmap(self.locked);
+        // SAFETY: `locked` is the lock of the buffer.
+        unsafe { self.inner.unmap() };
     }
 }
 
@@ -551,10 +578,10 @@ struct State {
 
 /// # Invariants
 ///
-/// - `raw` is null, or an attachment of `dev` to `buf`, which this owns, and whose importer's
-///   private data this is. It changes only before anybody else can see it.
+/// - `raw` is an attachment of `dev` to `buf`, whose importer's private data this is, until
+///   [`Shutdown`] detaches it. It is null before, when nobody reads it.
 /// - `state` is only accessed under the reservation lock, by [`Self::with_state`].
-#[pin_data(PinnedDrop)]
+#[pin_data]
 struct Dynamic<T: DynamicImporter> {
     raw: UnsafeCell<*mut bindings::dma_buf_attachment>,
     state: UnsafeCell<State>,
@@ -562,7 +589,7 @@ struct Dynamic<T: DynamicImporter> {
     buf: ARef<DmaBuf>,
     dev: ARef<Device>,
     // Last: the fields above are dropped by code of the module.
-    _module: ModuleRef,
+    _module: Option<ModuleRef>,
     // The exporter has a pointer to this.
     #[pin]
     _pin: PhantomPinned,
@@ -592,28 +619,37 @@ impl<T: DynamicImporter> Dynamic<T> {
         // SAFETY: The attachment is valid, and the lock held, by the safety requirements.
         let locked = unsafe { LockedResv::from_raw((*(*attach).dmabuf).resv) };
 
-        inner.with_state(locked, |state| state.stale = true);
+        // SAFETY: The lock is held by the safety requirements.
+        unsafe { inner.with_state(|state| state.stale = true) };
         inner
             .importer
             .invalidate_mappings(&Invalidation { inner, locked });
     }
 
+    #[inline]
     fn raw(&self) -> *mut bindings::dma_buf_attachment {
-        // SAFETY: By the type invariants the field does not change any more.
+        // SAFETY: By the type invariants the field does not change when it is read.
         unsafe { *self.raw.get() }
     }
 
-    /// Access to what `_locked`, which must be the lock of the buffer, protects. `f` must not call
-    /// anything that may come here again: neither the exporter nor the importer.
-    fn with_state<R>(&self, _locked: &LockedResv, f: impl FnOnce(&mut State) -> R) -> R {
-        // SAFETY: The lock is held, so no other task is here; nor is this one, as `f` does not come
-        // here again.
+    /// Access to what the reservation lock protects.
+    ///
+    /// # Safety
+    ///
+    /// The lock must be held, and `f` must not call anything that may come here again: neither the
+    /// exporter nor the importer.
+    unsafe fn with_state<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
+        // SAFETY: By the safety requirements no other task is here, and this one is once.
         f(unsafe { &mut *self.state.get() })
     }
 
-    /// Maps the buffer, without regard to what there is. The lock must be held.
-    fn map(&self, dir: DataDirection) -> Result<Table> {
-        let attachment = NonNull::new(self.raw()).ok_or(EINVAL)?;
+    /// Maps the buffer, without regard to what there is.
+    ///
+    /// # Safety
+    ///
+    /// The lock must be held.
+    unsafe fn map(&self, dir: DataDirection) -> Result<Table> {
+        let attachment = NonNull::new(self.raw()).ok_or(ENODEV)?;
         // SAFETY: The attachment is valid by the type invariants, and the lock is held.
         let table = unsafe { bindings::dma_buf_map_attachment(attachment.as_ptr(), dir.into()) };
 
@@ -625,45 +661,51 @@ impl<T: DynamicImporter> Dynamic<T> {
         })
     }
 
-    /// Ends the mapping, or has the last user do so. `locked` must be the lock of the buffer.
-    fn unmap(&self, locked: &LockedResv) {
-        let table = self.with_state(locked, |state| {
-            if state.users == 0 {
-                return state.table.take();
-            }
-            state.stale = true;
-            state.unmap = true;
-            None
-        });
+    /// Ends the mapping, or has the last user do so.
+    ///
+    /// # Safety
+    ///
+    /// The lock must be held.
+    unsafe fn unmap(&self) {
+        // SAFETY: The lock is held by the safety requirements.
+        let table = unsafe {
+            self.with_state(|state| {
+                if state.users == 0 {
+                    return state.table.take();
+                }
+                state.stale = true;
+                state.unmap = true;
+                None
+            })
+        };
 
         // This calls the exporter.
         drop(table);
     }
 }
 
-#[pinned_drop]
-impl<T: DynamicImporter> PinnedDrop for Dynamic<T> {
-    fn drop(self: Pin<&mut Self>) {
-        if self.raw().is_null() {
-            return;
-        }
-        // SAFETY: The attachment is ours by the type invariants, and no mapping is left: `Shutdown`
-        // has a reference to this, and has ended it. When this returns, no callback runs or can
-        // come: exporters call them under the lock, for what is on the list.
-        unsafe { bindings::dma_buf_detach(self.buf.as_raw(), self.raw()) };
-    }
-}
-
-/// Ends the mapping of a dynamic attachment when dropped: with the [`DynamicAttachment`], or by the
-/// driver core if that was leaked.
+/// Owns what there is of a dynamic attachment on the C side. Dropped with the last handle, or by
+/// the driver core when the device is unbound, even if handles have been leaked.
 struct Shutdown<T: DynamicImporter>(Arc<Dynamic<T>>);
 
 impl<T: DynamicImporter> Drop for Shutdown<T> {
     fn drop(&mut self) {
         let locked = self.0.buf.resv().lock();
 
-        self.0.unmap(&locked);
+        // SAFETY: The lock is held. There are no users: they hold it, too.
+        unsafe { self.0.unmap() };
+        drop(locked);
+        // SAFETY: The attachment is ours, and no mapping is left: who could make one has a handle
+        // and a device that is bound. When this returns, no callback runs or can come: exporters
+        // call them under the lock, for what is on the list.
+        unsafe { bindings::dma_buf_detach(self.0.buf.as_raw(), self.0.raw()) };
     }
+}
+
+/// What a [`DynamicAttachment`] and its pins share.
+struct Handle<T: DynamicImporter> {
+    _shutdown: Devres<Shutdown<T>>,
+    inner: Arc<Dynamic<T>>,
 }
 
 /// The attachment of a device to a buffer that may move.
@@ -673,14 +715,19 @@ impl<T: DynamicImporter> Drop for Shutdown<T> {
 /// reservation lock, and addresses can only be read under it: those of a buffer that has moved
 /// cannot be taken for current ones.
 ///
-/// Dropping the attachment takes the reservation lock; it must not be held.
+/// Dropping the attachment, or its last [`Pinned`] if there are such, takes the reservation lock; it
+/// must not be held.
 ///
 /// Lives no longer than the device is bound, by `'dev`.
 pub struct DynamicAttachment<'dev, T: DynamicImporter> {
-    // First, so that the buffer is unmapped before the device is detached.
-    _shutdown: Devres<Shutdown<T>>,
-    inner: Arc<Dynamic<T>>,
+    handle: Arc<Handle<T>>,
     _bound: PhantomData<&'dev Device<Bound>>,
+}
+
+// As for `Attachment`.
+impl<T: DynamicImporter> Drop for DynamicAttachment<'_, T> {
+    #[inline]
+    fn drop(&mut self) {}
 }
 
 impl DmaBuf {
@@ -698,7 +745,15 @@ impl DmaBuf {
         dev: &'dev Device<Bound>,
         importer: T,
     ) -> Result<DynamicAttachment<'dev, T>> {
-        let module = ModuleRef::get::<T::OwnerModule>()?;
+        // SAFETY: The device is bound, so it has a driver.
+        let owner = unsafe { (*(*dev.as_raw()).driver).owner };
+        // A module that owns the driver unbinds its devices before it goes, which detaches this.
+        // Of another one's device it cannot know.
+        let module = if ptr::eq(owner, this_module::<T::OwnerModule>().as_ptr()) {
+            None
+        } else {
+            Some(ModuleRef::get::<T::OwnerModule>()?)
+        };
         // INVARIANT: There is no attachment yet.
         let inner = Arc::pin_init(
             pin_init!(Dynamic {
@@ -713,7 +768,8 @@ impl DmaBuf {
             GFP_KERNEL,
         )?;
         // SAFETY: The buffer and the device are valid and stay so until the device is detached:
-        // `inner` has references. So is the private data, which is pinned and detaches.
+        // `inner` has references. So is the private data, which is pinned, and of which `Shutdown`
+        // has a reference.
         let raw = from_err_ptr(unsafe {
             bindings::dma_buf_dynamic_attach(
                 self.as_raw(),
@@ -723,13 +779,19 @@ impl DmaBuf {
             )
         })?;
 
-        // INVARIANT: The attachment is new, and nobody else can read the field: the callback,
-        // which may run already, does not.
+        // INVARIANT: The attachment is new, and nobody reads the field yet: the callback, which may
+        // run already, does not.
         // SAFETY: As above.
         unsafe { *inner.raw.get() = raw };
-        Ok(DynamicAttachment {
-            _shutdown: Devres::new(dev, Shutdown(inner.clone()))?,
+
+        let shutdown = Shutdown(inner.clone());
+        let handle = Handle {
+            _shutdown: Devres::new(dev, shutdown)?,
             inner,
+        };
+
+        Ok(DynamicAttachment {
+            handle: Arc::new(handle, GFP_KERNEL)?,
             _bound: PhantomData,
         })
     }
@@ -739,13 +801,13 @@ impl<'dev, T: DynamicImporter> DynamicAttachment<'dev, T> {
     /// The importer's state.
     #[inline]
     pub fn importer(&self) -> &T {
-        &self.inner.importer
+        &self.handle.inner.importer
     }
 
     /// The buffer.
     #[inline]
     pub fn buf(&self) -> &DmaBuf {
-        &self.inner.buf
+        &self.handle.inner.buf
     }
 
     /// Makes sure that there is a current mapping; see [`with_table`](Self::with_table).
@@ -763,30 +825,39 @@ impl<'dev, T: DynamicImporter> DynamicAttachment<'dev, T> {
         check(dir)?;
         locked.expect(self.buf().resv())?;
 
-        let old = self.inner.with_state(locked, |state| {
-            if !state.stale && state.table.as_ref().is_some_and(|table| table.dir == dir) {
-                return Ok(None);
-            }
-            if state.users != 0 {
-                return Err(EBUSY);
-            }
-            state.users = 1;
-            Ok(Some(state.table.take()))
-        })?;
+        let inner = &self.handle.inner;
+        // SAFETY: The lock is held.
+        let old = unsafe {
+            inner.with_state(|state| {
+                if !state.stale && state.table.as_ref().is_some_and(|table| table.dir == dir) {
+                    return Ok(None);
+                }
+                if state.users != 0 {
+                    return Err(EBUSY);
+                }
+                state.users = 1;
+                Ok(Some(state.table.take()))
+            })
+        }?;
         let Some(old) = old else {
             return Ok(());
         };
 
         // Both call the exporter, which may call the importer.
         drop(old);
-        let new = self.inner.map(dir);
+        // SAFETY: The lock is held.
+        let new = unsafe { inner.map(dir) };
 
-        self.inner.with_state(locked, |state| {
-            // Whatever became stale meanwhile, it was not this one, which is from the latest call.
-            *state = State::default();
-            state.table = Some(new?);
-            Ok(())
-        })
+        // SAFETY: The lock is held.
+        unsafe {
+            inner.with_state(|state| {
+                // What became stale meanwhile was not this one: an exporter that moves the buffer
+                // does so before it makes the table.
+                *state = State::default();
+                state.table = Some(new?);
+                Ok(())
+            })
+        }
     }
 
     /// Calls `f` with the addresses at which the device finds the buffer, if there is a current
@@ -802,25 +873,32 @@ impl<'dev, T: DynamicImporter> DynamicAttachment<'dev, T> {
     ) -> Result<Option<R>> {
         locked.expect(self.buf().resv())?;
 
-        let table = self.inner.with_state(locked, |state| {
-            let table = state.table.as_ref().filter(|_| !state.stale)?;
+        let inner = &self.handle.inner;
+        // SAFETY: The lock is held.
+        let table = unsafe {
+            inner.with_state(|state| {
+                let table = state.table.as_ref().filter(|_| !state.stale)?;
 
-            state.users += 1;
-            Some(table.table)
-        });
+                state.users += 1;
+                Some(table.table)
+            })
+        };
         let Some(table) = table else {
             return Ok(None);
         };
         // SAFETY: The table is mapped, and stays so and unchanged while there is a user.
         let result = f(unsafe { SGTable::from_raw(table.as_ptr()) });
-        let table = self.inner.with_state(locked, |state| {
-            state.users -= 1;
-            if state.users == 0 && state.unmap {
-                core::mem::take(state).table
-            } else {
-                None
-            }
-        });
+        // SAFETY: The lock is still held: it is borrowed.
+        let table = unsafe {
+            inner.with_state(|state| {
+                state.users -= 1;
+                if state.users == 0 && state.unmap {
+                    core::mem::take(state).table
+                } else {
+                    None
+                }
+            })
+        };
 
         // This calls the exporter.
         drop(table);
@@ -834,7 +912,8 @@ impl<'dev, T: DynamicImporter> DynamicAttachment<'dev, T> {
     /// [`EINVAL`] if `locked` is not the lock of the buffer.
     pub fn unmap(&self, locked: &LockedResv) -> Result {
         locked.expect(self.buf().resv())?;
-        self.inner.unmap(locked);
+        // SAFETY: The lock is held.
+        unsafe { self.handle.inner.unmap() };
         Ok(())
     }
 
@@ -847,45 +926,54 @@ impl<'dev, T: DynamicImporter> DynamicAttachment<'dev, T> {
         locked.expect(self.buf().resv())?;
         // SAFETY: The attachment is valid by the type invariants of `Dynamic`, and the lock is
         // held.
-        to_result(unsafe { bindings::dma_buf_pin(self.inner.raw()) })?;
-        // INVARIANT: The buffer has been pinned just now.
+        to_result(unsafe { bindings::dma_buf_pin(self.handle.inner.raw()) })?;
+        // INVARIANT: The buffer has been pinned just now, and the lock is held for all of `'l`.
         Ok(LockedPin {
-            attachment: self,
+            pinned: ManuallyDrop::new(Pinned {
+                handle: self.handle.clone(),
+                _bound: PhantomData,
+            }),
+            _attachment: self,
             _locked: locked,
         })
     }
 }
 
-/// A buffer that is pinned, while the reservation lock is held.
+/// A buffer that is pinned. Dropping it does not take the lock.
 ///
 /// # Invariants
 ///
-/// Owns one pin of `attachment`. The lock of the buffer is held for all of `'l`.
+/// The lock of the buffer is held for all of `'l`.
 #[must_use = "the buffer is unpinned at once when the pin is not used"]
 pub struct LockedPin<'l, 'dev, T: DynamicImporter> {
-    attachment: &'l DynamicAttachment<'dev, T>,
+    pinned: ManuallyDrop<Pinned<'dev, T>>,
+    // Keeps the attachment from being dropped under the lock.
+    _attachment: &'l DynamicAttachment<'dev, T>,
     _locked: &'l LockedResv,
 }
 
-impl<'l, 'dev, T: DynamicImporter> LockedPin<'l, 'dev, T> {
+impl<'dev, T: DynamicImporter> LockedPin<'_, 'dev, T> {
     /// Keeps the buffer pinned beyond the time that the lock is held for.
     ///
     /// What this returns must be dropped after the lock.
+    #[inline]
     pub fn keep(self) -> Pinned<'dev, T> {
-        let this = ManuallyDrop::new(self);
-
-        // INVARIANT: The pin is that of `this`, which does not own it any more.
-        Pinned {
-            inner: this.attachment.inner.clone(),
-            _bound: PhantomData,
-        }
+        // SAFETY: `self` is not dropped, and not touched again.
+        unsafe { ManuallyDrop::take(&mut ManuallyDrop::new(self).pinned) }
     }
 }
 
 impl<T: DynamicImporter> Drop for LockedPin<'_, '_, T> {
     fn drop(&mut self) {
-        // SAFETY: The pin is ours, and the lock is held, by the type invariants.
-        unsafe { bindings::dma_buf_unpin(self.attachment.inner.raw()) };
+        // SAFETY: The field is not touched again.
+        let pinned = ManuallyDrop::new(unsafe { ManuallyDrop::take(&mut self.pinned) });
+
+        // SAFETY: `Pinned` owns a pin, which is given back here instead of by its drop. The lock is
+        // held by the type invariants.
+        unsafe { bindings::dma_buf_unpin(pinned.handle.inner.raw()) };
+        // SAFETY: `pinned` is not dropped, and not touched again. This is not the last reference:
+        // the attachment is borrowed.
+        drop(unsafe { ptr::read(&pinned.handle) });
     }
 }
 
@@ -895,17 +983,17 @@ impl<T: DynamicImporter> Drop for LockedPin<'_, '_, T> {
 ///
 /// # Invariants
 ///
-/// Owns one pin of `inner`.
+/// Owns one pin of the attachment.
 pub struct Pinned<'dev, T: DynamicImporter> {
-    inner: Arc<Dynamic<T>>,
+    handle: Arc<Handle<T>>,
     _bound: PhantomData<&'dev Device<Bound>>,
 }
 
 impl<T: DynamicImporter> Drop for Pinned<'_, T> {
     fn drop(&mut self) {
-        let _locked = self.inner.buf.resv().lock();
+        let _locked = self.handle.inner.buf.resv().lock();
 
         // SAFETY: The pin is ours by the type invariants, and the lock is held.
-        unsafe { bindings::dma_buf_unpin(self.inner.raw()) };
+        unsafe { bindings::dma_buf_unpin(self.handle.inner.raw()) };
     }
 }

@@ -84,8 +84,10 @@ unsafe impl AlwaysRefCounted for DmaBuf {
 
     #[inline]
     unsafe fn dec_ref(obj: NonNull<Self>) {
-        // SAFETY: By the safety requirements there is a reference to give back.
-        unsafe { bindings::dma_buf_put(obj.cast().as_ptr()) };
+        // Not `dma_buf_put()`: for its trace event, that takes a lock which is not for interrupts.
+        //
+        // SAFETY: By the safety requirements there is a reference to give back. The file is as above.
+        unsafe { bindings::fput((*obj.as_ref().as_raw()).file) };
     }
 }
 
@@ -219,7 +221,7 @@ pub struct Iter {
 impl Iterator for Iter {
     type Item = ARef<DmaBuf>;
 
-    // The C functions are not exported to modules.
+    // The C functions are not exported, and this must not become code of a module.
     #[inline(never)]
     fn next(&mut self) -> Option<ARef<DmaBuf>> {
         if self.done {

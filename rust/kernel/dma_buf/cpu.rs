@@ -167,7 +167,7 @@ unsafe fn view_from_raw<'a>(map: &bindings::iosys_map, size: usize) -> Result<Io
         return Ok(unsafe { SysMem::new(bytes) }.into());
     }
 
-    if addr.align_offset(4) != 0 {
+    if !addr.cast::<u32>().is_aligned() {
         return Err(EINVAL);
     }
     // The type of the region wants its size to be a multiple of four, the view made of it does
@@ -195,8 +195,9 @@ pub(super) fn view_to_raw(view: IoSysMap<'_, [u8]>) -> bindings::iosys_map {
 impl DmaBuf {
     /// Maps the buffer for the kernel, and prepares it for access by the CPU.
     ///
-    /// Waits, interruptibly, for the fences of those who write it, if the CPU writes also of those who
-    /// read it: see [`Usage::rw`](super::Usage::rw). Must not be called under the reservation lock.
+    /// Waits, interruptibly, for the fences of those who write it, and if the CPU writes also for
+    /// those of who reads it: see [`Usage::rw`](super::Usage::rw). Must not be called under the
+    /// reservation lock.
     ///
     /// # Errors
     ///

@@ -141,7 +141,9 @@ pub trait Exporter: Sized + 'static {
     /// The buffer is to be mapped for the kernel, all of it. Called once, until
     /// [`vunmap`](Self::vunmap).
     ///
-    /// The view is borrowed from the data, so it is valid for as long as the buffer exists.
+    /// The view is borrowed from the data, so it is valid for as long as the buffer exists. If it is
+    /// smaller than the buffer, that is an error. The core in C warns of all errors here, as of
+    /// [`ENOMEM`]: who cannot map their memory leaves this out.
     fn vmap<'a>(_data: BorrowedData<'a, Self>, _locked: &LockedResv) -> Result<IoSysMap<'a, [u8]>> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
@@ -461,19 +463,31 @@ impl<T: Exporter> ExporterVTable<T> {
         let (data, attached, locked) = unsafe { Self::locked(attach) };
         // SAFETY: The attachment is valid, and keeps its buffer.
         let size = unsafe { (*(*attach).dmabuf).size };
-        let map = || {
+        let map = || -> Result<_> {
             let dir = direction(dir)?;
-            let table = T::map(data, &attached, dir, locked)?;
 
-            // Addresses for another device would make this one access whatever is there.
-            // So would a table that ends before the buffer does.
-            if !table.is_for(attached.device(), dir, size) {
-                return Err(EINVAL);
-            }
-            Ok(table.into_raw())
+            Ok((dir, T::map(data, &attached, dir, locked)?))
+        };
+        let (dir, table) = match map() {
+            Ok(mapped) => mapped,
+            Err(error) => return error.to_ptr(),
+        };
+        // Addresses for another device would make this one access whatever is there, and so would
+        // a table that ends before the buffer does.
+        let table = if table.is_for(attached.device(), dir, size) {
+            table.into_raw()
+        } else {
+            drop(table);
+            Err(EINVAL)
         };
 
-        map().unwrap_or_else(Error::to_ptr)
+        table.unwrap_or_else(|error| {
+            // SAFETY: The core calls this under the lock.
+            let (data, attached, locked) = unsafe { Self::locked(attach) };
+
+            T::unmap(data, &attached, locked);
+            error.to_ptr()
+        })
     }
 
     /// # Safety

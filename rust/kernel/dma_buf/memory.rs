@@ -85,7 +85,7 @@ use core::{
 #[pin_data]
 pub struct Memory {
     pages: VVec<u8>,
-    /// All tables that are mapped now; each is on the list from its making to its end.
+    /// All tables that importers have now.
     #[pin]
     tables: Mutex<KVec<NonNull<Table>>>,
 }
@@ -118,7 +118,7 @@ impl Memory {
                 pages,
                 tables <- new_mutex!(KVec::new()),
             }),
-            flags,
+            GFP_KERNEL,
         )
     }
 
@@ -195,8 +195,8 @@ impl Memory {
 
 /// # Invariants
 ///
-/// `sgt` has the pages of `memory`, is mapped for `dev` with direction `dir`, and is on the list of
-/// `memory`.
+/// `sgt` has the pages of `memory`. When there is a [`MappedTable`] of it, or when it is on the list of
+/// `memory`, it is mapped for `dev` with direction `dir`.
 #[repr(C)]
 struct Table {
     // First, so that a pointer to it is one to all.
@@ -249,7 +249,7 @@ unsafe impl Sync for MappedTable<'_> {}
 impl MappedTable<'_> {
     /// # Safety
     ///
-    /// `dev` must be able to do DMA until the result is dropped.
+    /// `dev` must be able to do DMA until the result is dropped, if it is.
     pub(super) unsafe fn new(
         dev: &Device,
         memory: Arc<Memory>,
@@ -274,7 +274,19 @@ impl MappedTable<'_> {
         }
 
         // SAFETY: The device is valid.
-        let max_segment = unsafe { bindings::dma_get_max_seg_size(dev.as_raw()) };
+        let (segment, mapping) = unsafe {
+            (
+                bindings::dma_get_max_seg_size(dev.as_raw()),
+                bindings::dma_max_mapping_size(dev.as_raw()),
+            )
+        };
+        let max_segment = segment.min(u32::try_from(mapping).unwrap_or(u32::MAX));
+
+        // The smallest that there can be. The C side warns of less.
+        if usize::try_from(max_segment)? < PAGE_SIZE {
+            return Err(EIO);
+        }
+
         // SAFETY: The pages are valid for as long as there is a reference to the memory.
         let sgt = unsafe { RawSGTable::new(&mut pages, memory.size(), max_segment, GFP_KERNEL) }?;
         let table = KBox::new(
@@ -286,21 +298,13 @@ impl MappedTable<'_> {
             },
             GFP_KERNEL,
         )?;
-        // What follows must not fail after the mapping has been made.
-        let memory = table.memory.clone();
-        let mut tables = memory.tables.lock();
 
-        tables.reserve(1, GFP_KERNEL)?;
         // SAFETY: The table is set up, and by the safety requirements the device can do DMA.
         to_result(unsafe {
             bindings::dma_map_sgtable(dev.as_raw(), table.sgt.as_raw(), dir.into(), 0)
         })?;
-
-        let table = NonNull::from(KBox::leak(table));
-
-        // INVARIANT: It is mapped, and comes on the list under the lock that is held since.
-        tables.push_within_capacity(table)?;
-        Ok(Self(table, PhantomData))
+        // INVARIANT: It has just been mapped.
+        Ok(Self(NonNull::from(KBox::leak(table)), PhantomData))
     }
 
     /// Whether this is a mapping for `dev` with direction `dir`, and of at least `size` bytes.
@@ -311,9 +315,14 @@ impl MappedTable<'_> {
         ptr::eq(table.dev.as_raw(), dev.as_raw()) && table.dir == dir && table.memory.size() >= size
     }
 
-    pub(super) fn into_raw(self) -> *mut bindings::sg_table {
+    /// Gives the table to an importer. From now on access by the CPU brings it up to date.
+    pub(super) fn into_raw(self) -> Result<*mut bindings::sg_table> {
+        // SAFETY: The pointer is ours by the type invariants.
+        let table = unsafe { self.0.as_ref() };
+
+        table.memory.tables.lock().push(self.0, GFP_KERNEL)?;
         // CAST: The table is first, and the wrapper is transparent.
-        ManuallyDrop::new(self).0.as_ptr().cast()
+        Ok(ManuallyDrop::new(self).0.as_ptr().cast())
     }
 
     /// # Safety
