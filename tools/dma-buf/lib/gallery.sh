@@ -14,7 +14,7 @@ gallery_rustc() {
 			s#--extern kernel #--extern kernel=$GALLERY_LIB/libkernel.rmeta #
 			s# [^ ]*/dma_buf\.rs( |\$)# #")
 	(cd "$out" && in_tools sh -c "RUSTC_BOOTSTRAP=1 $cmd --crate-name ${name//-/_} \
-		--error-format=short --emit=metadata=$CACHE/scratch/gallery.rmeta $* $file")
+		--error-format=short --emit=metadata=$CACHE/gallery/out.rmeta $* $file")
 }
 
 # gallery_checks: two results for each program.
@@ -33,7 +33,7 @@ gallery_checks() {
 		return
 	fi
 	rm -rf "$log"
-	mkdir -p "$log" "$CACHE/scratch"
+	mkdir -p "$log" "$CACHE/gallery"
 
 	for file in "$BENCH"/gallery/CVE-*.rs; do
 		name=$(basename "$file" .rs)
@@ -53,9 +53,9 @@ gallery_checks() {
 		report $((n += 1)) "$name: the mistake does not compile (${code:-no code})" "${bad[@]}"
 
 		bad=()
-		rm -f "$CACHE/scratch/gallery.rmeta"
+		rm -f "$CACHE/gallery/out.rmeta"
 		gallery_rustc "$out" "$file" >"$log/$name.log" 2>&1 || bad+=("see $log/$name.log")
-		[ ${#bad[@]} != 0 ] || [ -e "$CACHE/scratch/gallery.rmeta" ] ||
+		[ ${#bad[@]} != 0 ] || [ -e "$CACHE/gallery/out.rmeta" ] ||
 			bad+=("nothing was compiled: see $log/$name.log")
 		! grep -q 'warning: ' "$log/$name.log" || bad+=("warnings: see $log/$name.log")
 		! grep -v '^ *//' "$file" | grep -qw unsafe || bad+=("it has unsafe code")
