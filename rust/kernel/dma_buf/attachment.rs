@@ -404,7 +404,8 @@ impl<'dev> Mapping<'dev> {
     }
 
     /// Ends the mapping under the reservation lock. Gives the attachment back, because the last
-    /// clone of that must not be dropped under the lock.
+    /// clone of that must not be dropped under the lock: have a variable for it that is declared
+    /// before the guard.
     ///
     /// # Errors
     ///
@@ -466,7 +467,8 @@ impl<'dev> LockedMapping<'_, 'dev> {
 
     /// Keeps the buffer mapped beyond the time that the lock is held for.
     ///
-    /// What this returns must be dropped after the lock.
+    /// What this returns must be dropped after the lock. So call it last, after all that can fail
+    /// under the lock: `?` drops what was declared after the guard before the guard.
     #[inline]
     pub fn keep(self) -> Mapping<'dev> {
         // SAFETY: `self` is not dropped, and not touched again.
@@ -734,7 +736,7 @@ impl DmaBuf {
     /// Attaches a device that can follow the buffer when it moves.
     ///
     /// Must not be called under the reservation lock. `importer` may be called before this
-    /// returns.
+    /// returns, and is dropped if this fails.
     ///
     /// # Errors
     ///
@@ -955,7 +957,8 @@ pub struct LockedPin<'l, 'dev, T: DynamicImporter> {
 impl<'dev, T: DynamicImporter> LockedPin<'_, 'dev, T> {
     /// Keeps the buffer pinned beyond the time that the lock is held for.
     ///
-    /// What this returns must be dropped after the lock.
+    /// What this returns must be dropped after the lock. So call it last, after all that can fail
+    /// under the lock: `?` drops what was declared after the guard before the guard.
     #[inline]
     pub fn keep(self) -> Pinned<'dev, T> {
         // SAFETY: `self` is not dropped, and not touched again.

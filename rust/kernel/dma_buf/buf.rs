@@ -5,6 +5,10 @@
 //! C header: [`include/linux/dma-buf.h`](srctree/include/linux/dma-buf.h)
 
 use super::{
+    exporter::{
+        self,
+        Exporter, //
+    },
     LockedResv,
     Resv, //
 };
@@ -178,14 +182,21 @@ impl DmaBuf {
 
     /// Tells all dynamic importers that the buffer moves or goes away.
     ///
-    /// For exporters, who wait for the fences of [`Usage::Bookkeep`](super::Usage::Bookkeep) after
-    /// it. When those have signalled, importers have stopped to use what they had mapped.
+    /// For the exporter, `T`, which waits for the fences of
+    /// [`Usage::Bookkeep`](super::Usage::Bookkeep) after it. When those have signalled, importers
+    /// have stopped to use what they had mapped.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if `locked` is the lock of something else.
-    pub fn invalidate_mappings(&self, locked: &LockedResv) -> Result {
+    /// [`EINVAL`] if the buffer is not one of `T`, or if `locked` is the lock of something else.
+    pub fn invalidate_mappings<T: Exporter>(&self, locked: &LockedResv) -> Result {
         locked.expect(self.resv())?;
+        // SAFETY: The buffer is valid. The exporter may write the field, but no Rust exporter does.
+        let ops = unsafe { (&raw const (*self.as_raw()).ops).read_volatile() };
+
+        if !ptr::eq(ops, exporter::ops::<T>()) {
+            return Err(EINVAL);
+        }
         // SAFETY: The buffer is valid, and its lock is held.
         unsafe { bindings::dma_buf_invalidate_mappings(self.as_raw()) };
         Ok(())

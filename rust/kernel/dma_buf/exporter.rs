@@ -194,7 +194,7 @@ pub fn export<T: Exporter>(
     let info = bindings::dma_buf_export_info {
         exp_name: T::NAME.as_char_ptr(),
         owner: this_module::<T::OwnerModule>().as_ptr(),
-        ops: ExporterVTable::<T>::build(),
+        ops: ops::<T>(),
         size,
         // CAST: Only the lowest bits mean something.
         flags: flags as i32,
@@ -318,6 +318,14 @@ fn direction(dir: bindings::dma_data_direction) -> Result<DataDirection> {
 /// The C functions for the operations of `T`.
 struct ExporterVTable<T: Exporter>(PhantomData<T>);
 
+/// The operations of `T`.
+///
+/// Not inlined: all that asks for them in a module is to get the same address.
+#[inline(never)]
+pub(super) fn ops<T: Exporter>() -> &'static bindings::dma_buf_ops {
+    &ExporterVTable::<T>::OPS
+}
+
 /// # Safety
 ///
 /// For all functions here: they are only called by the dma-buf core, for buffers that [`export`]
@@ -363,10 +371,6 @@ impl<T: Exporter> ExporterVTable<T> {
             },
         }
     };
-
-    const fn build() -> &'static bindings::dma_buf_ops {
-        &Self::OPS
-    }
 
     /// # Safety
     ///

@@ -504,7 +504,7 @@ mod suite {
         }
         assert_eq!(counts.of(Op::Unmap), 3);
         assert_eq!(counts.of(Op::Detach), 1);
-        buf.invalidate_mappings(&buf.resv().lock())?;
+        buf.invalidate_mappings::<MockExporter<true>>(&buf.resv().lock())?;
         assert_eq!(counts.of(Op::Invalidate), 0);
 
         core::mem::forget(buf.cpu_access::<cpu::Read>()?);
@@ -657,7 +657,7 @@ mod suite {
             attachment.map(DataDirection::Bidirectional, &locked)?;
             assert!(counts.are(&[(Op::Attach, 1), (Op::Map, 1)]));
 
-            buf.invalidate_mappings(&locked)?;
+            buf.invalidate_mappings::<MockExporter<true>>(&locked)?;
             assert_eq!(counts.of(Op::Invalidate), 1);
             assert_eq!(counts.of(Op::Unmap), u32::from(unmap));
             assert!(mapped(&locked)?.is_none());
@@ -669,7 +669,7 @@ mod suite {
             // Who is at reading the addresses may finish, whatever the others do.
             let seen = attachment.with_table(&locked, |table| -> Result<usize> {
                 attachment.unmap(&locked)?;
-                buf.invalidate_mappings(&locked)?;
+                buf.invalidate_mappings::<MockExporter<true>>(&locked)?;
                 if mapped(&locked)?.is_some()
                     || attachment.map(DataDirection::Bidirectional, &locked).err() != Some(EBUSY)
                     || counts.of(Op::Unmap) != 1
@@ -699,7 +699,7 @@ mod suite {
 
             let locked = buf.resv().lock();
 
-            buf.invalidate_mappings(&locked)?;
+            buf.invalidate_mappings::<MockExporter<true>>(&locked)?;
             assert_eq!(counts.of(Op::Invalidate), 2);
         }
         Ok(())
@@ -740,7 +740,9 @@ mod suite {
         assert!(attachment.unmap(&wrong).is_err());
         assert!(attachment.pin(&wrong).is_err());
         assert!(attachment.map(DataDirection::ToDevice, &wrong).is_err());
-        assert!(buf.invalidate_mappings(&wrong).is_err());
+        assert!(buf
+            .invalidate_mappings::<MockExporter<true>>(&wrong)
+            .is_err());
         drop(wrong);
         drop(attachment);
         assert!(counts.are(&[
@@ -773,6 +775,10 @@ mod suite {
         let pinned = attachment.pin(&locked)?.keep();
 
         drop(locked);
+        // Only the exporter may do this.
+        assert!(buf
+            .invalidate_mappings::<MockExporter<false>>(&buf.resv().lock())
+            .is_err_and(|error| error == EINVAL));
         // The pin keeps the attachment.
         drop(attachment);
         assert_eq!(counts.of(Op::Unpin), 1);

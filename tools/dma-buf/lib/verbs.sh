@@ -376,7 +376,10 @@ verb_test() {
 	for core in "${cores[@]}"; do
 		! wanted guest || attempt "$results/$core" guest guest_suites "$core"
 		! wanted kunit || tap_suite "$results/$core" kunit-um kunit_um "$core"
-		[ "$core" != rust ] || ! wanted compile || tap_suite "$results/both" compile compile_suite
+		[ "$core" != rust ] || ! wanted compile || {
+			tap_suite "$results/both" compile compile_suite
+			tap_suite "$results/both" gallery gallery_checks
+		}
 	done
 
 	PASSED=0 FAILED=0 SKIPPED=0
