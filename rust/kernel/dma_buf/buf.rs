@@ -9,6 +9,7 @@ use super::{
         self,
         Exporter, //
     },
+    has_files,
     LockedResv,
     Resv, //
 };
@@ -137,7 +138,10 @@ impl DmaBuf {
     /// [`EBADF`] if `fd` is not open, [`EINVAL`] if it is not a dma-buf.
     #[inline]
     pub fn get(fd: i32) -> Result<ARef<Self>> {
-        // SAFETY: Any number is allowed, and a buffer comes with a reference.
+        if !has_files() {
+            return Err(EBADF);
+        }
+        // SAFETY: The task has files. Any number is allowed, and a buffer comes with a reference.
         unsafe { Self::from_owned(bindings::dma_buf_get(fd)) }
     }
 

@@ -73,8 +73,14 @@ use crate::{
             AlwaysRefCounted, //
         },
         atomic::{
+            Acquire,
             Atomic,
-            Relaxed, //
+            Relaxed,
+            Release, //
+        },
+        barrier::{
+            smp_mb,
+            Read, //
         },
         rcu,
         Refcount, //
@@ -196,8 +202,9 @@ impl Fence {
     ///
     /// # Context
     ///
-    /// Any. The driver of the fence may take the opportunity to signal the fence, which then runs
-    /// its callbacks.
+    /// Any in which a spinlock can be taken, also a callback of the same fence. The driver of the
+    /// fence may take the opportunity to signal the fence, which then runs its callbacks; those may
+    /// not have returned yet when this returns `true`.
     #[inline]
     pub fn is_signaled(&self) -> bool {
         // SAFETY: The fence is initialised by the type invariant, and the shared reference means
@@ -209,20 +216,21 @@ impl Fence {
     ///
     /// # Context
     ///
-    /// Any in which a spinlock can be taken, but not a callback of the same fence, which is called
-    /// with that lock held. As with [`is_signaled`](Self::is_signaled), the driver of the fence may
-    /// signal it.
+    /// As for [`is_signaled`](Self::is_signaled).
     #[inline]
     pub fn status(&self) -> Option<Result> {
-        // SAFETY: The fence is initialised by the type invariant, and the shared reference means
-        // that it is referenced.
-        let status = unsafe { bindings::dma_fence_get_status(self.as_raw()) };
-
-        if status == 0 {
-            None
-        } else {
-            Some(to_result(status))
+        if !self.is_signaled() {
+            return None;
         }
+        // Pairs with the barrier in the signalling, which comes after the error was written. The C
+        // function is not called, because it takes a lock, which may be one of the driver that is
+        // gone when the fence has signalled.
+        smp_mb(Read);
+        // SAFETY: The fence is initialised by the type invariant, and the shared reference means
+        // that it is referenced. The field does not change after the fence has signalled.
+        let error = unsafe { (&raw const (*self.as_raw()).error).read_volatile() };
+
+        Some(to_result(error))
     }
 
     /// Waits until the fence has signalled.
@@ -266,6 +274,10 @@ impl Fence {
     /// Waits interruptibly; returns what is left of `timeout`, but one at least, or zero if the
     /// fence has not signalled.
     fn wait_jiffies(&self, timeout: c_long) -> Result<c_long> {
+        // Without a look at the lock of the driver, which may be gone.
+        if self.is_signaled() {
+            return Ok(timeout.max(1));
+        }
         // SAFETY: The fence is initialised by the type invariant, and the shared reference means
         // that it stays referenced. `timeout` is not negative: it is a constant, or comes from an
         // unsigned number.
@@ -692,8 +704,7 @@ impl Drop for DriverFence {
 /// interrupt context, and the spinlock of the fence is held, with interrupts disabled. Therefore it
 ///
 /// * must not sleep,
-/// * must not drop a [`FenceCallbackRegistration`], nor ask for the [`status`](Fence::status) of
-///   the fence,
+/// * must not drop a [`FenceCallbackRegistration`],
 /// * should leave other fences alone, and neither signal nor drop them: they may share a spinlock
 ///   with this one, and for lockdep many do,
 /// * should take little time, and hand everything else to a work item.
@@ -702,7 +713,7 @@ impl Drop for DriverFence {
 #[vtable]
 pub trait FenceCallback: Send + Sync + 'static {
     /// Called once, when the fence has signalled.
-    fn signaled(&self);
+    fn on_signal(&self);
 }
 
 /// A callback that is registered with a fence.
@@ -745,7 +756,7 @@ pub trait FenceCallback: Send + Sync + 'static {
 ///
 /// #[vtable]
 /// impl FenceCallback for Notify {
-///     fn signaled(&self) {
+///     fn on_signal(&self) {
 ///         self.0.complete_all();
 ///     }
 /// }
@@ -771,6 +782,8 @@ pub struct FenceCallbackRegistration<T: FenceCallback> {
     cb: Opaque<bindings::dma_fence_cb>,
     callback: T,
     fence: ARef<Fence>,
+    /// The callback has been called, and has returned.
+    done: Atomic<bool>,
     // The fields are dropped in this order. This one has to be last, as the drop code of `T` is in
     // the module, too. So is the code that drops this object, and it runs on for a few instructions
     // after that. As with any `module_put(THIS_MODULE)`, what makes that safe cannot be this
@@ -801,6 +814,7 @@ impl<T: FenceCallback> FenceCallbackRegistration<T> {
             _module: ModuleRef::get::<T::OwnerModule>().map_err(|_| ENODEV)?,
             fence,
             callback,
+            done: Atomic::new(false),
             cb: Opaque::uninit(),
             _: {
                 // SAFETY: This only computes an address in memory that is valid.
@@ -845,14 +859,16 @@ impl<T: FenceCallback> FenceCallbackRegistration<T> {
         // SAFETY: `cb` is a field of a registration by the safety requirements.
         let this = unsafe { container_of!(Opaque::cast_from(cb), Self, cb) };
 
-        // SAFETY: The registration is initialised. It stays so for this call: dropping it takes the
-        // spinlock that is held here, before it drops any field; where there are no spinlocks, see
-        // `callback_depth`.
-        let callback = unsafe { &(*this).callback };
+        // SAFETY: The registration is initialised. It stays so until `done` is set: before that,
+        // dropping it takes the spinlock that is held here, before it drops any field; where there
+        // are no spinlocks, see `callback_depth`.
+        let this = unsafe { &*this };
 
         callback_depth::enter();
-        callback.signaled();
+        this.callback.on_signal();
         callback_depth::leave();
+        // Nothing of the registration is touched after this, by the C side neither.
+        this.done.store(true, Release);
     }
 }
 
@@ -860,6 +876,15 @@ impl<T: FenceCallback> FenceCallbackRegistration<T> {
 impl<T: FenceCallback> PinnedDrop for FenceCallbackRegistration<T> {
     fn drop(self: Pin<&mut Self>) {
         callback_depth::assert_zero();
+
+        // The spinlock may be one of the fence's driver, which may free it when the fence has
+        // signalled, and a grace period has passed. The one who signals is a reader, too: so as long
+        // as the callback has not returned, no grace period passes here.
+        let _rcu = rcu::read_lock();
+
+        if self.done.load(Acquire) {
+            return;
+        }
 
         // Whoever signals a fence runs all its callbacks under the spinlock of the fence, and
         // unlinks each one right before calling it. As this call takes the same spinlock, it
@@ -871,6 +896,7 @@ impl<T: FenceCallback> PinnedDrop for FenceCallbackRegistration<T> {
         // for a callback that is running on another CPU.
         //
         // SAFETY: The fence is referenced, and the callback was added to it by the type invariant.
+        // The spinlock is there, as shown above.
         unsafe { bindings::dma_fence_remove_callback(self.fence.as_raw(), self.cb.get()) };
     }
 }
@@ -943,7 +969,7 @@ mod tests {
 
     #[vtable]
     impl FenceCallback for Count {
-        fn signaled(&self) {
+        fn on_signal(&self) {
             self.0.fetch_add(1, Relaxed);
         }
     }
@@ -1192,7 +1218,7 @@ mod tests {
 
     #[vtable]
     impl FenceCallback for Notify {
-        fn signaled(&self) {
+        fn on_signal(&self) {
             self.0.complete_all();
         }
     }

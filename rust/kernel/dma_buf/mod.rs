@@ -94,6 +94,13 @@ use crate::{
     ModuleMetadata, //
 };
 
+/// Whether the current task has file descriptors. It has none any more when it has exited so far that
+/// the last of its files are released.
+fn has_files() -> bool {
+    // SAFETY: The current task is valid, and only itself takes its files away.
+    unsafe { !(*bindings::get_current()).files.is_null() }
+}
+
 /// A reference to a module, for as long as the C side has a pointer to a function of it.
 ///
 /// # Invariants
@@ -109,6 +116,8 @@ unsafe impl Sync for ModuleRef {}
 
 impl ModuleRef {
     /// Takes a reference; fails with [`ENOENT`] when the module is on its way out.
+    ///
+    /// A reference does not keep a module whose initialisation fails.
     fn get<M: ModuleMetadata>() -> Result<Self> {
         let module = this_module::<M>().as_ptr();
 

@@ -142,7 +142,7 @@ impl Resv {
         })
     }
 
-    /// Takes the lock if nobody has it. Does not sleep.
+    /// Takes the lock if nobody has it. Does not sleep, but is for tasks, not for interrupts.
     #[inline]
     pub fn try_lock(&self) -> Option<ResvGuard<'_>> {
         // SAFETY: The object is initialised by the type invariants.
@@ -175,7 +175,7 @@ impl Resv {
     }
 
     /// Waits, at most for `timeout`, until all fences of `usage` have signalled. The lock may be
-    /// held or not. A `timeout` of zero only looks.
+    /// held or not. May sleep also with a `timeout` of zero.
     ///
     /// # Errors
     ///
@@ -322,7 +322,8 @@ impl LockedResv {
     }
 
     /// Makes room for `count` more fences, so that as many [`add_fence`](Self::add_fence) that
-    /// follow, under the same lock, cannot fail.
+    /// follow, under the same lock, cannot fail. A fence made of others counts as all of these: see
+    /// [`Fence::unwrapped`].
     ///
     /// # Errors
     ///
@@ -350,14 +351,17 @@ impl LockedResv {
     /// # Errors
     ///
     /// [`ENOMEM`] if no room was made, or if what was made is used up: by parts, or by others that
-    /// were called under the same lock.
+    /// were called under the same lock. Then nothing is added.
     pub fn add_fence(&self, fence: &Fence, usage: Usage) -> Result {
-        for part in fence.unwrapped() {
-            // Room may have been used by whatever ran under this lock since. A second call is
-            // cheap when it has not, and without room `dma_resv_add_fence()` is a crash.
-            self.reserve_fences(1)?;
-            // SAFETY: The lock is held by the type invariants, and there is room for one. The
-            // callee takes a reference of its own.
+        // Room may have been used by whatever ran under this lock since. A second call is cheap
+        // when it has not, and without room `dma_resv_add_fence()` is a crash.
+        let count = fence.unwrapped().count();
+
+        self.reserve_fences(count.try_into()?)?;
+        // A chain may be shorter by now, but not longer.
+        for part in fence.unwrapped().take(count) {
+            // SAFETY: The lock is held by the type invariants, and there is room. The callee takes a
+            // reference of its own.
             unsafe {
                 bindings::dma_resv_add_fence(self.resv.as_raw(), part.as_raw(), usage as u32)
             };
@@ -381,7 +385,7 @@ pub struct Fences {
 // SAFETY: References to fences may be sent to another task.
 unsafe impl Send for Fences {}
 
-// SAFETY: There are no methods that take a shared reference.
+// SAFETY: The methods that take a shared reference only read numbers.
 unsafe impl Sync for Fences {}
 
 impl Iterator for Fences {

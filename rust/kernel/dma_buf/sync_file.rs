@@ -7,7 +7,10 @@
 //!
 //! C header: [`include/linux/sync_file.h`](srctree/include/linux/sync_file.h)
 
-use super::dma_fence::Fence;
+use super::{
+    has_files,
+    Fence, //
+};
 
 use crate::{
     bindings,
@@ -99,9 +102,12 @@ pub fn create(fence: &Fence) -> Result<ARef<File>> {
 /// # Ok::<(), Error>(())
 /// ```
 pub fn fence_from_fd(fd: u32) -> Result<ARef<Fence>> {
+    if !has_files() {
+        return Err(EINVAL);
+    }
     // CAST: The callee turns the number back into an unsigned one.
     //
-    // SAFETY: Any number is allowed.
+    // SAFETY: The task has files. Any number is allowed.
     let fence = NonNull::new(unsafe { bindings::sync_file_get_fence(fd as c_int) });
 
     // SAFETY: A fence that the call returns is valid, and comes with a reference that passes to the
