@@ -276,8 +276,8 @@ impl<'dev> Attachment<'dev> {
         })
     }
 
-    /// Leaves the attachment to the driver core, which drops it when the device is unbound, if it is
-    /// not dropped before. This is for state that may outlive the binding.
+    /// Leaves the attachment to the driver core, which drops it when the device is unbound, if it
+    /// is not dropped before. This is for state that may outlive the binding.
     ///
     /// It can be mapped where the device is known to be bound, with
     /// [`access_with`](DevresLt::access_with). Dropping it takes the reservation lock; it must not
@@ -717,8 +717,8 @@ struct Handle<T: DynamicImporter> {
 /// reservation lock, and addresses can only be read under it: those of a buffer that has moved
 /// cannot be taken for current ones.
 ///
-/// Dropping the attachment, or its last [`Pinned`] if there are such, takes the reservation lock; it
-/// must not be held.
+/// Dropping the attachment, or its last [`Pinned`] if there are such, takes the reservation lock;
+/// it must not be held.
 ///
 /// Lives no longer than the device is bound, by `'dev`.
 pub struct DynamicAttachment<'dev, T: DynamicImporter> {

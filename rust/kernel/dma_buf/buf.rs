@@ -91,7 +91,8 @@ unsafe impl AlwaysRefCounted for DmaBuf {
     unsafe fn dec_ref(obj: NonNull<Self>) {
         // Not `dma_buf_put()`: for its trace event, that takes a lock which is not for interrupts.
         //
-        // SAFETY: By the safety requirements there is a reference to give back. The file is as above.
+        // SAFETY: By the safety requirements there is a reference to give back. The file is as
+        // above.
         unsafe { bindings::fput((*obj.as_ref().as_raw()).file) };
     }
 }

@@ -878,8 +878,8 @@ impl<T: FenceCallback> PinnedDrop for FenceCallbackRegistration<T> {
         callback_depth::assert_zero();
 
         // The spinlock may be one of the fence's driver, which may free it when the fence has
-        // signalled, and a grace period has passed. The one who signals is a reader, too: so as long
-        // as the callback has not returned, no grace period passes here.
+        // signalled, and a grace period has passed. The one who signals is a reader, too: so as
+        // long as the callback has not returned, no grace period passes here.
         let _rcu = rcu::read_lock();
 
         if self.done.load(Acquire) {

@@ -141,8 +141,8 @@ pub trait Exporter: Sized + 'static {
     /// The buffer is to be mapped for the kernel, all of it. Called once, until
     /// [`vunmap`](Self::vunmap).
     ///
-    /// The view is borrowed from the data, so it is valid for as long as the buffer exists. If it is
-    /// smaller than the buffer, that is an error. The core in C warns of all errors here, as of
+    /// The view is borrowed from the data, so it is valid for as long as the buffer exists. If it
+    /// is smaller than the buffer, that is an error. The core in C warns of all errors here, as of
     /// [`ENOMEM`]: who cannot map their memory leaves this out.
     fn vmap<'a>(_data: BorrowedData<'a, Self>, _locked: &LockedResv) -> Result<IoSysMap<'a, [u8]>> {
         build_error!(VTABLE_DEFAULT_ERROR)

@@ -7,10 +7,12 @@
 //! [`include/linux/dma-fence.h`](srctree/include/linux/dma-fence.h),
 //! [`include/linux/sync_file.h`](srctree/include/linux/sync_file.h)
 //!
-//! The chapter for driver authors is
-//! [`Documentation/driver-api/dma-buf-rust-drivers.rst`](srctree/Documentation/driver-api/dma-buf-rust-drivers.rst),
-//! the page to read first is
-//! [`samples/rust/rust_dma_buf.rs`](srctree/samples/rust/rust_dma_buf.rs).
+//! The page to read first is [`samples/rust/rust_dma_buf.rs`], the chapter for driver authors
+//! [`Documentation/driver-api/dma-buf-rust-drivers.rst`].
+//!
+//! [`samples/rust/rust_dma_buf.rs`]: srctree/samples/rust/rust_dma_buf.rs
+//! [`Documentation/driver-api/dma-buf-rust-drivers.rst`]:
+//!     srctree/Documentation/driver-api/dma-buf-rust-drivers.rst
 //!
 //! A driver that has memory is an *exporter*: it implements [`Exporter`], or [`MemoryExporter`]
 //! when ordinary kernel memory will do, and calls [`export`] or [`export_memory`]. A driver that
@@ -94,8 +96,8 @@ use crate::{
     ModuleMetadata, //
 };
 
-/// Whether the current task has file descriptors. It has none any more when it has exited so far that
-/// the last of its files are released.
+/// Whether the current task has file descriptors. It has none any more when it has exited so far
+/// that the last of its files are released.
 fn has_files() -> bool {
     // SAFETY: The current task is valid, and only itself takes its files away.
     unsafe { !(*bindings::get_current()).files.is_null() }

@@ -360,8 +360,8 @@ impl LockedResv {
         self.reserve_fences(count.try_into()?)?;
         // A chain may be shorter by now, but not longer.
         for part in fence.unwrapped().take(count) {
-            // SAFETY: The lock is held by the type invariants, and there is room. The callee takes a
-            // reference of its own.
+            // SAFETY: The lock is held by the type invariants, and there is room. The callee takes
+            // a reference of its own.
             unsafe {
                 bindings::dma_resv_add_fence(self.resv.as_raw(), part.as_raw(), usage as u32)
             };
