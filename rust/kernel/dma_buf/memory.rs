@@ -195,8 +195,8 @@ impl Memory {
 
 /// # Invariants
 ///
-/// `sgt` has the pages of `memory`. When there is a [`MappedTable`] of it, or when it is on the list
-/// of `memory`, it is mapped for `dev` with direction `dir`.
+/// `sgt` has the pages of `memory`. When there is a [`MappedTable`] of it, or when it is on the
+/// list of `memory`, it is mapped for `dev` with direction `dir`.
 #[repr(C)]
 struct Table {
     // First, so that a pointer to it is one to all.
