@@ -732,7 +732,7 @@ pub trait FenceCallback: Send + Sync + 'static {
 ///
 /// # Invariants
 ///
-/// `cb` was added to `fence` by `dma_fence_add_callback()`, with the function [`Self::call`], and
+/// `cb` was added to `fence` by `dma_fence_add_callback()`, with the function `Self::call`, and
 /// has not been removed.
 ///
 /// # Examples

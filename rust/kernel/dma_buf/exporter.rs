@@ -57,7 +57,7 @@ pub trait Exporter: Sized + 'static {
     /// The name of the exporter, for `fdinfo` and debugfs.
     const NAME: &'static CStr;
 
-    /// The data of one buffer. [`export`] takes it, and [`release`](Self::release) gives it back.
+    /// The data of one buffer. [`export()`] takes it, and [`release`](Self::release) gives it back.
     type Data: ForeignOwnable + Send + Sync + 'static;
 
     /// The data of one attachment. [`attach`](Self::attach) makes it, and
@@ -154,7 +154,7 @@ pub trait Exporter: Sized + 'static {
     }
 }
 
-/// What went wrong in [`export`], and the data that was to be exported.
+/// What went wrong in [`export()`], and the data that was to be exported.
 #[derive(Debug)]
 pub struct ExportError<D> {
     /// The error.
@@ -328,7 +328,7 @@ pub(super) fn ops<T: Exporter>() -> &'static bindings::dma_buf_ops {
 
 /// # Safety
 ///
-/// For all functions here: they are only called by the dma-buf core, for buffers that [`export`]
+/// For all functions here: they are only called by the dma-buf core, for buffers that [`export()`]
 /// made with the same `T`, and as the C header says.
 impl<T: Exporter> ExporterVTable<T> {
     const OPS: bindings::dma_buf_ops = {

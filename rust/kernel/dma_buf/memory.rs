@@ -400,11 +400,11 @@ pub trait MemoryExporter: Send + Sync + Sized + 'static {
     }
 }
 
-/// Makes a buffer of memory, of its size. See [`export`].
+/// Makes a buffer of memory, of its size. See [`export()`].
 ///
 /// # Errors
 ///
-/// Those of [`export`].
+/// Those of [`export()`].
 pub fn export_memory<T: MemoryExporter>(
     data: KBox<T>,
     flags: u32,

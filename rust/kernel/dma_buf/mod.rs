@@ -15,7 +15,7 @@
 //!     srctree/Documentation/driver-api/dma-buf-rust-drivers.rst
 //!
 //! A driver that has memory is an *exporter*: it implements [`Exporter`], or [`MemoryExporter`]
-//! when ordinary kernel memory will do, and calls [`export`] or [`export_memory`]. A driver that
+//! when ordinary kernel memory will do, and calls [`export()`] or [`export_memory`]. A driver that
 //! wants its device to access a buffer is an *importer*: it gets a [`DmaBuf`] from a file
 //! descriptor and walks the chain
 //!
@@ -48,6 +48,7 @@ pub mod attachment;
 pub mod buf;
 pub mod cpu;
 pub mod dma_fence;
+pub mod dynamic;
 pub mod exporter;
 pub mod memory;
 pub mod resv;
@@ -60,8 +61,6 @@ mod tests;
 pub use self::{
     attachment::{
         Attachment,
-        DynamicAttachment,
-        DynamicImporter,
         Mapping, //
     },
     buf::DmaBuf,
@@ -71,6 +70,10 @@ pub use self::{
         Fence,
         FenceCallback,
         FenceContext, //
+    },
+    dynamic::{
+        DynamicAttachment,
+        DynamicImporter, //
     },
     exporter::{
         export,

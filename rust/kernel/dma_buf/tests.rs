@@ -4,8 +4,8 @@
 //! built.
 
 use super::{
-    attachment::Invalidation,
     cpu,
+    dynamic::Invalidation,
     exporter::{
         Attached,
         BorrowedData,
