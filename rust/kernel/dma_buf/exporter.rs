@@ -174,6 +174,8 @@ impl<D> From<ExportError<D>> for Error {
 /// `flags` are those of the file: [`O_RDWR`](crate::fs::file::flags::O_RDWR) lets user space map
 /// the buffer for writing, [`O_RDONLY`](crate::fs::file::flags::O_RDONLY) only for reading.
 ///
+/// Must not be called under a reservation lock.
+///
 /// # Errors
 ///
 /// The data is given back, with [`EINVAL`] if `size` is zero or more than an object can have,

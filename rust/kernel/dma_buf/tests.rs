@@ -279,6 +279,17 @@ fn bound(registration: &faux::Registration) -> &Device<Bound> {
     registration.as_ref().as_ref()
 }
 
+/// Whether an exporter may fail to map for the kernel without a warning.
+///
+/// The core in C warns, so that part of a test is left out there, which the log tells.
+fn vmap_may_fail() -> bool {
+    if !cfg!(CONFIG_DMA_SHARED_BUFFER_RUST) {
+        pr_info!("vmap() that fails is left out: the core in C warns of it\n");
+        return false;
+    }
+    true
+}
+
 /// The mock importer.
 struct Follower {
     counts: Arc<Counts>,
@@ -852,15 +863,17 @@ mod suite {
         let counts = Counts::new()?;
         let buf = fixed(&counts)?;
 
-        counts.fail_next(Op::Vmap);
-        assert!(buf.cpu_access::<cpu::Read>().err() == Some(EREMOTEIO));
-        assert!(counts.are(&[(Op::Vmap, 1)]));
         counts.fail_next(Op::Begin);
         assert!(buf.cpu_access::<cpu::Read>().err() == Some(EREMOTEIO));
-        assert!(counts.are(&[(Op::Vmap, 2), (Op::Begin, 1), (Op::Vunmap, 1)]));
+        assert!(counts.are(&[(Op::Vmap, 1), (Op::Begin, 1), (Op::Vunmap, 1)]));
         counts.fail_next(Op::End);
         assert!(buf.cpu_access::<cpu::Read>()?.finish().err() == Some(EREMOTEIO));
-        assert!(counts.are(&[(Op::Vmap, 3), (Op::Begin, 2), (Op::End, 1), (Op::Vunmap, 2)]));
+        assert!(counts.are(&[(Op::Vmap, 2), (Op::Begin, 2), (Op::End, 1), (Op::Vunmap, 2)]));
+        if vmap_may_fail() {
+            counts.fail_next(Op::Vmap);
+            assert!(buf.cpu_access::<cpu::Read>().err() == Some(EREMOTEIO));
+            assert!(counts.are(&[(Op::Vmap, 3), (Op::Begin, 2), (Op::End, 1), (Op::Vunmap, 2)]));
+        }
         Ok(())
     }
 
@@ -881,6 +894,10 @@ mod suite {
 
     #[test]
     fn a_view_of_less_than_the_buffer_is_refused() -> Result {
+        if !vmap_may_fail() {
+            return Ok(());
+        }
+
         let counts = Counts::new()?;
         let buf = mock::<false>(&counts, PAGE_SIZE)?;
 
@@ -1070,12 +1087,13 @@ mod resv_suite {
     #[test]
     fn the_lock_is_exclusive() -> Result {
         let buf = fixed(&Counts::new()?)?;
+        let other = fixed(&Counts::new()?)?;
         let resv = buf.resv();
         let locked = resv.lock();
 
         assert!(resv.try_lock().is_none());
         assert!(locked.is_of(resv));
-        assert!(!locked.is_of(fixed(&Counts::new()?)?.resv()));
+        assert!(!locked.is_of(other.resv()));
         drop(locked);
 
         let locked = resv.try_lock();

@@ -55,6 +55,7 @@ compile_checks() {
 	for object in "${RUST_OBJECTS[@]}"; do
 		bad=()
 		rm -rf "$CACHE/rustdoc"
+		mkdir -p "$CACHE/rustdoc"
 		rust_tool "$out" "$object" rustdoc --out-dir "$CACHE/rustdoc" \
 			-Drustdoc::broken_intra_doc_links \
 			"$([ "$object" = rust/kernel ] || echo --document-private-items)" \
