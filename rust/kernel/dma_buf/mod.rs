@@ -94,9 +94,7 @@ pub use self::{
 
 use crate::{
     bindings,
-    module::this_module,
-    prelude::*,
-    ModuleMetadata, //
+    module::ModuleRef, //
 };
 
 /// Whether the current task has file descriptors. It has none any more when it has exited so far
@@ -104,40 +102,4 @@ use crate::{
 fn has_files() -> bool {
     // SAFETY: The current task is valid, and only itself takes its files away.
     unsafe { !(*bindings::get_current()).files.is_null() }
-}
-
-/// A reference to a module, for as long as the C side has a pointer to a function of it.
-///
-/// # Invariants
-///
-/// The pointer is null, for code that is built in, or one reference to the module is owned.
-struct ModuleRef(*mut bindings::module);
-
-// SAFETY: References to a module may be given back from any task.
-unsafe impl Send for ModuleRef {}
-
-// SAFETY: There are no methods that take a shared reference.
-unsafe impl Sync for ModuleRef {}
-
-impl ModuleRef {
-    /// Takes a reference; fails with [`ENOENT`] when the module is on its way out.
-    ///
-    /// A reference does not keep a module whose initialisation fails.
-    fn get<M: ModuleMetadata>() -> Result<Self> {
-        let module = this_module::<M>().as_ptr();
-
-        // SAFETY: The pointer is that of a module whose code is running, or null.
-        if !unsafe { bindings::try_module_get(module) } {
-            return Err(ENOENT);
-        }
-        // INVARIANT: The reference was taken just now.
-        Ok(Self(module))
-    }
-}
-
-impl Drop for ModuleRef {
-    fn drop(&mut self) {
-        // SAFETY: The reference is owned by the type invariants.
-        unsafe { bindings::module_put(self.0) };
-    }
 }

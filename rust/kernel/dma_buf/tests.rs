@@ -33,6 +33,7 @@ use crate::{
         IoSysMap, //
     },
     page::PAGE_SIZE,
+    prelude::*,
     sync::{
         aref::ARef,
         atomic::{

@@ -1,0 +1,638 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The memory of buffers.
+//!
+//! C header: [`include/media/videobuf2-core.h`](srctree/include/media/videobuf2-core.h)
+
+use crate::{
+    bindings,
+    device::{
+        Bound,
+        Device, //
+    },
+    devres::Devres,
+    dma::DataDirection,
+    dma_buf::{
+        self,
+        attachment::{
+            DevresAttachment,
+            MappedBuffer, //
+        },
+        cpu,
+        CpuAccess,
+        DmaBuf,
+        Memory,
+        MemoryExporter, //
+    },
+    error::{
+        from_result,
+        Error, //
+    },
+    io::{
+        Io,
+        SysMem, //
+    },
+    media::v4l2,
+    mm::virt::VmaNew,
+    prelude::*,
+    sync::{
+        aref::{
+            ARef,
+            AlwaysRefCounted, //
+        },
+        Arc,
+        Refcount, //
+    },
+    types::ForeignOwnable, //
+};
+
+use core::{
+    cell::UnsafeCell,
+    marker::PhantomData,
+    ops::Deref,
+    ptr::{
+        self,
+        NonNull, //
+    },
+};
+
+/// A kind of memory that buffers are made of: their own, and that which is imported.
+///
+/// All functions run in process context, and may sleep. Those that get a bound device are only
+/// called while it is; what they return may outlive the binding, so it has to give up by itself what
+/// needs it, as [`Devres`] does.
+///
+/// C source: `struct vb2_mem_ops`. [`Pages`] implements it for ordinary memory.
+pub trait MemOps: Sized + 'static {
+    /// The memory of a plane of its own. `V4L2_MEMORY_MMAP`.
+    type Plane: Send + Sync + 'static;
+
+    /// A plane in the buffer of another exporter, while it is attached. `V4L2_MEMORY_DMABUF`.
+    type Attachment: Send + Sync + 'static;
+
+    /// What is attached, while it is mapped for the device.
+    type Mapping: Send + Sync + 'static;
+
+    /// Allocates a plane of `size` bytes.
+    fn alloc(size: usize) -> Result<Self::Plane>;
+
+    /// Maps a plane for user space.
+    fn mmap(plane: &Self::Plane, vma: &VmaNew) -> Result;
+
+    /// Exports a plane as a buffer, with the access mode of `flags`. The buffer has a reference to
+    /// the plane, and both outlive the device.
+    fn export(plane: ARef<Plane<Self>>, flags: u32) -> Result<ARef<DmaBuf>>;
+
+    /// The plane as the kernel sees it, for `read()` and `write()`.
+    fn view(plane: &Self::Plane) -> Result<SysMem<'_, [u8]>>;
+
+    /// Attaches the device to a buffer that has room for `size` bytes.
+    fn attach(dev: &Device<Bound>, buf: &DmaBuf, size: usize) -> Result<Self::Attachment>;
+
+    /// Maps what is attached for DMA. No reservation lock is held.
+    fn map(
+        attachment: &Self::Attachment,
+        dev: &Device<Bound>,
+        dir: DataDirection,
+    ) -> Result<Self::Mapping>;
+
+    /// Begins an access by the CPU to a plane.
+    fn access<A: cpu::Access>(plane: &Self::Plane) -> Result<Frame<'_, A>>;
+
+    /// Begins an access by the CPU to what is mapped.
+    fn access_mapped<A: cpu::Access>(mapping: &Self::Mapping) -> Result<Frame<'_, A>>;
+}
+
+/// Ordinary memory, page by page. A buffer that is imported is attached and mapped for the device,
+/// and accessed by the CPU in between.
+///
+/// Importers attach and map the buffers that this exports as they do any other.
+pub struct Pages;
+
+/// A plane of [`Pages`] as a buffer.
+struct Exported(ARef<Plane<Pages>>);
+
+#[vtable]
+impl MemoryExporter for Exported {
+    const NAME: &'static CStr = c"rust_vb2_pages";
+
+    fn memory(&self) -> &Arc<Memory> {
+        &self.0
+    }
+}
+
+/// A buffer to which a device that needs not be bound any more was attached.
+pub struct PagesAttachment {
+    // Dropped first: the attachment needs no reference, but user space may look.
+    attachment: DevresAttachment,
+    buf: ARef<DmaBuf>,
+}
+
+/// A buffer that is mapped for a device, for as long as that is bound.
+pub struct PagesMapping {
+    _mapped: Devres<MappedBuffer>,
+    buf: ARef<DmaBuf>,
+}
+
+impl MemOps for Pages {
+    type Plane = Arc<Memory>;
+    type Attachment = PagesAttachment;
+    type Mapping = PagesMapping;
+
+    fn alloc(size: usize) -> Result<Self::Plane> {
+        Memory::new(size, GFP_KERNEL)
+    }
+
+    fn mmap(plane: &Self::Plane, vma: &VmaNew) -> Result {
+        plane.mmap(vma)
+    }
+
+    fn export(plane: ARef<Plane<Self>>, flags: u32) -> Result<ARef<DmaBuf>> {
+        let data = KBox::new(Exported(plane), GFP_KERNEL)?;
+
+        Ok(dma_buf::export_memory(data, flags)?)
+    }
+
+    fn view(plane: &Self::Plane) -> Result<SysMem<'_, [u8]>> {
+        Ok(plane.deref().view())
+    }
+
+    fn attach(dev: &Device<Bound>, buf: &DmaBuf, size: usize) -> Result<Self::Attachment> {
+        // What user space says of the size may be more than there is.
+        if size > buf.size() {
+            return Err(EINVAL);
+        }
+        Ok(PagesAttachment {
+            attachment: buf.attach(dev)?.into_devres()?,
+            buf: buf.into(),
+        })
+    }
+
+    fn map(
+        attachment: &Self::Attachment,
+        dev: &Device<Bound>,
+        dir: DataDirection,
+    ) -> Result<Self::Mapping> {
+        let mapping = attachment.attachment.access_with(dev, |attachment| {
+            attachment.map(dir).map(|mapping| mapping.into_devres())
+        })??;
+
+        Ok(PagesMapping {
+            _mapped: mapping,
+            buf: attachment.buf.clone(),
+        })
+    }
+
+    fn access<A: cpu::Access>(plane: &Self::Plane) -> Result<Frame<'_, A>> {
+        Ok(Frame::of_memory(plane))
+    }
+
+    fn access_mapped<A: cpu::Access>(mapping: &Self::Mapping) -> Result<Frame<'_, A>> {
+        Frame::of_buf(&mapping.buf)
+    }
+}
+
+/// A plane of a buffer, with its number of users: the queue, buffers that are exported, mappings of
+/// user space.
+///
+/// # Invariants
+///
+/// It was allocated by [`KBox`]. `users` is the number of references.
+pub struct Plane<M: MemOps> {
+    users: Refcount,
+    memory: M::Plane,
+}
+
+impl<M: MemOps> Plane<M> {
+    fn new(memory: M::Plane) -> Result<ARef<Self>> {
+        let plane = KBox::new(
+            Self {
+                users: Refcount::new(1),
+                memory,
+            },
+            GFP_KERNEL,
+        )?;
+
+        // SAFETY: There is one reference, and it is not used for anything else.
+        Ok(unsafe { ARef::from_raw(NonNull::from(KBox::leak(plane))) })
+    }
+}
+
+impl<M: MemOps> Deref for Plane<M> {
+    type Target = M::Plane;
+
+    #[inline]
+    fn deref(&self) -> &M::Plane {
+        &self.memory
+    }
+}
+
+// SAFETY: The count is that of the references; the last of them frees it.
+unsafe impl<M: MemOps> AlwaysRefCounted for Plane<M> {
+    fn inc_ref(&self) {
+        self.users.inc();
+    }
+
+    unsafe fn dec_ref(this: NonNull<Self>) {
+        // SAFETY: The caller has a reference, so this is valid until it is given back here.
+        if unsafe { this.as_ref() }.users.dec_and_test() {
+            // SAFETY: It was the last, and by the type invariants it is from a `KBox`.
+            drop(unsafe { KBox::from_raw(this.as_ptr()) });
+        }
+    }
+}
+
+/// A plane in the buffer of another, as the C side keeps it.
+///
+/// # Invariants
+///
+/// `mapping` is only changed by the C side's calls to map and to unmap, which have the lock of the
+/// queue, while no driver has the buffer.
+struct Import<M: MemOps> {
+    // Dropped first.
+    mapping: UnsafeCell<Option<M::Mapping>>,
+    attachment: M::Attachment,
+    device: Arc<v4l2::Device>,
+}
+
+/// A frame, for access by the CPU. Dropping it ends the access, [`finish`](Self::finish) also tells
+/// of errors.
+///
+/// User space and other devices may access the same memory. So there are only copies.
+pub struct Frame<'a, A: cpu::Access> {
+    inner: Inner<'a, A>,
+    size: usize,
+}
+
+enum Inner<'a, A: cpu::Access> {
+    Memory(MemoryAccess<'a>),
+    Buf(CpuAccess<A>),
+}
+
+/// An access to memory of ours, as [`CpuAccess`] is to a buffer.
+struct MemoryAccess<'a>(&'a Memory);
+
+impl<'a> MemoryAccess<'a> {
+    fn part(&self, offset: usize, len: usize) -> Result<SysMem<'a, [u8]>> {
+        let end = offset.checked_add(len).ok_or(EINVAL)?;
+        let view = self.0.view();
+
+        if end > view.size() {
+            return Err(EINVAL);
+        }
+
+        let start = view.as_ptr().cast::<u8>().wrapping_add(offset);
+
+        // SAFETY: The part is within the view, and lives as long.
+        Ok(unsafe { SysMem::new(ptr::slice_from_raw_parts_mut(start, len)) })
+    }
+}
+
+impl Drop for MemoryAccess<'_> {
+    fn drop(&mut self) {
+        self.0.end_cpu_access();
+    }
+}
+
+impl<'a, A: cpu::Access> Frame<'a, A> {
+    /// Begins an access to memory.
+    pub fn of_memory(memory: &'a Memory) -> Self {
+        memory.begin_cpu_access();
+        Self {
+            size: memory.size(),
+            inner: Inner::Memory(MemoryAccess(memory)),
+        }
+    }
+
+    /// Begins an access to a buffer. See [`DmaBuf::cpu_access`].
+    pub fn of_buf(buf: &DmaBuf) -> Result<Self> {
+        Ok(Self {
+            size: buf.size(),
+            inner: Inner::Buf(buf.cpu_access()?),
+        })
+    }
+
+    /// The bytes that there are.
+    #[inline]
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Ends the access.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`CpuAccess::finish`].
+    pub fn finish(self) -> Result {
+        match self.inner {
+            Inner::Memory(access) => {
+                drop(access);
+                Ok(())
+            }
+            Inner::Buf(access) => access.finish(),
+        }
+    }
+
+    fn check(&self, offset: usize, len: usize) -> Result {
+        if offset.checked_add(len).ok_or(EINVAL)? > self.size {
+            return Err(EINVAL);
+        }
+        Ok(())
+    }
+}
+
+impl<A: cpu::Readable> Frame<'_, A> {
+    /// Copies what is at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if it is not within the frame.
+    pub fn copy_to_slice(&self, offset: usize, data: &mut [u8]) -> Result {
+        self.check(offset, data.len())?;
+        match &self.inner {
+            Inner::Memory(access) => {
+                access.part(offset, data.len())?.copy_to_slice(data);
+                Ok(())
+            }
+            Inner::Buf(access) => access.copy_to_slice(offset, data),
+        }
+    }
+}
+
+impl<A: cpu::Writable> Frame<'_, A> {
+    /// Copies `data` to `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if it is not within the frame.
+    pub fn copy_from_slice(&self, offset: usize, data: &[u8]) -> Result {
+        self.check(offset, data.len())?;
+        match &self.inner {
+            Inner::Memory(access) => {
+                access.part(offset, data.len())?.copy_from_slice(data);
+                Ok(())
+            }
+            Inner::Buf(access) => access.copy_from_slice(offset, data),
+        }
+    }
+}
+
+/// Begins an access by the CPU to the first plane of a buffer.
+///
+/// # Safety
+///
+/// `vb` must be a buffer of a queue with the [`mem_ops`] of `M`, that the driver has for `'a`.
+pub(super) unsafe fn access<'a, M: MemOps, A: cpu::Access>(
+    vb: *mut bindings::vb2_buffer,
+) -> Result<Frame<'a, A>> {
+    // SAFETY: While the driver has the buffer, this does not change.
+    let (plane, memory) = unsafe { ((*vb).planes[0], (*vb).memory) };
+
+    let mut frame = match memory {
+        bindings::vb2_memory_VB2_MEMORY_MMAP => {
+            // SAFETY: This is from `alloc`, and remains while the driver has the buffer.
+            let plane = unsafe { &*plane.mem_priv.cast::<Plane<M>>() };
+
+            M::access(plane)?
+        }
+        bindings::vb2_memory_VB2_MEMORY_DMABUF => {
+            // SAFETY: This is from `attach_dmabuf`, and remains while the driver has the buffer. It
+            // is neither mapped nor unmapped in that time.
+            let mapping = unsafe { &*(*plane.mem_priv.cast::<Import<M>>()).mapping.get() };
+
+            M::access_mapped(mapping.as_ref().ok_or(EIO)?)?
+        }
+        _ => return Err(EINVAL),
+    };
+
+    // What user space says of an imported buffer may be less than there is.
+    frame.size = frame.size.min(usize::try_from(plane.length)?);
+    Ok(frame)
+}
+
+/// A kind of queue.
+///
+/// # Safety
+///
+/// [`device`](Self::device) must return what is valid for as long as the queue is.
+pub(in crate::media) unsafe trait QueueHost {
+    /// # Safety
+    ///
+    /// `queue` must be a queue of this kind.
+    unsafe fn device<'a>(queue: *mut bindings::vb2_queue) -> &'a Arc<v4l2::Device>;
+}
+
+/// The memory operations of queues of kind `H` with memory `M`.
+pub(in crate::media) fn mem_ops<M: MemOps, H: QueueHost>() -> &'static bindings::vb2_mem_ops {
+    const { &Table::<M, H>::OPS }
+}
+
+/// The C side calls these functions with what those before returned, for buffers of queues of kind
+/// `H`; with the lock of the queue, so that an import is used by one call at a time.
+struct Table<M, H>(PhantomData<(M, H)>);
+
+impl<M: MemOps, H: QueueHost> Table<M, H> {
+    // `prepare` and `finish` are called in whatever context a buffer is done in. There, other
+    // devices cannot be told of an access by the CPU. So this is done with each access.
+    const OPS: bindings::vb2_mem_ops = bindings::vb2_mem_ops {
+        alloc: Some(Self::alloc),
+        put: Some(Self::put),
+        get_dmabuf: Some(Self::get_dmabuf),
+        attach_dmabuf: Some(Self::attach_dmabuf),
+        detach_dmabuf: Some(Self::detach_dmabuf),
+        map_dmabuf: Some(Self::map_dmabuf),
+        unmap_dmabuf: Some(Self::unmap_dmabuf),
+        vaddr: Some(Self::vaddr),
+        num_users: Some(Self::num_users),
+        mmap: Some(Self::mmap),
+        ..pin_init::zeroed()
+    };
+
+    const VM_OPS: bindings::vm_operations_struct = bindings::vm_operations_struct {
+        open: Some(Self::vm_open),
+        close: Some(Self::vm_close),
+        ..pin_init::zeroed()
+    };
+
+    /// # Safety
+    ///
+    /// See [`Table`].
+    unsafe extern "C" fn alloc(
+        _vb: *mut bindings::vb2_buffer,
+        _dev: *mut bindings::device,
+        size: c_ulong,
+    ) -> *mut c_void {
+        match M::alloc(size).and_then(Plane::<M>::new) {
+            Ok(plane) => ARef::into_raw(plane).as_ptr().cast(),
+            Err(e) => e.to_ptr(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// See [`Table`].
+    unsafe extern "C" fn put(plane: *mut c_void) {
+        // SAFETY: The C side gives back the reference of `alloc`.
+        drop(unsafe { ARef::<Plane<M>>::from_raw(NonNull::new_unchecked(plane.cast())) });
+    }
+
+    /// # Safety
+    ///
+    /// See [`Table`].
+    unsafe extern "C" fn num_users(plane: *mut c_void) -> c_uint {
+        // SAFETY: The C side has the reference of `alloc`.
+        let plane = unsafe { &*plane.cast::<Plane<M>>() };
+
+        // A reference count is never negative.
+        c_uint::try_from(plane.users.as_atomic().load(crate::sync::atomic::Relaxed)).unwrap_or(0)
+    }
+
+    /// # Safety
+    ///
+    /// See [`Table`].
+    unsafe extern "C" fn vaddr(vb: *mut bindings::vb2_buffer, plane: *mut c_void) -> *mut c_void {
+        // SAFETY: The buffer is valid.
+        if unsafe { (*vb).memory } != bindings::vb2_memory_VB2_MEMORY_MMAP {
+            return ptr::null_mut();
+        }
+
+        // SAFETY: Of such a buffer, this is the reference of `alloc`.
+        let plane = unsafe { &*plane.cast::<Plane<M>>() };
+
+        M::view(plane).map_or(ptr::null_mut(), |view| view.as_ptr().cast())
+    }
+
+    /// # Safety
+    ///
+    /// See [`Table`].
+    unsafe extern "C" fn mmap(plane: *mut c_void, vma: *mut bindings::vm_area_struct) -> c_int {
+        // SAFETY: The C side has the reference of `alloc`.
+        let plane = unsafe { &*plane.cast::<Plane<M>>() };
+        // SAFETY: The C side is in a call to mmap, where the area is new.
+        let area = unsafe { VmaNew::from_raw(vma) };
+
+        from_result(|| {
+            M::mmap(plane, area)?;
+
+            let user = ARef::into_raw(ARef::from(plane));
+
+            // SAFETY: The area is new, and the operations are those for the data, which is a
+            // reference that `vm_close` gives back.
+            unsafe {
+                (*vma).vm_private_data = user.as_ptr().cast();
+                (*vma).vm_ops = const { &Self::VM_OPS };
+            }
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// See [`Table`].
+    unsafe extern "C" fn vm_open(vma: *mut bindings::vm_area_struct) {
+        // SAFETY: The area that this one is a copy of has a reference.
+        unsafe { (*(*vma).vm_private_data.cast::<Plane<M>>()).inc_ref() };
+    }
+
+    /// # Safety
+    ///
+    /// See [`Table`].
+    unsafe extern "C" fn vm_close(vma: *mut bindings::vm_area_struct) {
+        // SAFETY: The area has a reference, which it gives back.
+        drop(unsafe {
+            ARef::<Plane<M>>::from_raw(NonNull::new_unchecked((*vma).vm_private_data.cast()))
+        });
+    }
+
+    /// # Safety
+    ///
+    /// See [`Table`].
+    unsafe extern "C" fn get_dmabuf(
+        _vb: *mut bindings::vb2_buffer,
+        plane: *mut c_void,
+        flags: c_ulong,
+    ) -> *mut bindings::dma_buf {
+        // SAFETY: The C side has the reference of `alloc`.
+        let plane = unsafe { &*plane.cast::<Plane<M>>() };
+        let result = u32::try_from(flags)
+            .map_err(Error::from)
+            .and_then(|flags| M::export(plane.into(), flags));
+
+        match result {
+            // CAST: A buffer is transparent.
+            Ok(buf) => ARef::into_raw(buf).as_ptr().cast(),
+            Err(e) => e.to_ptr(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// See [`Table`].
+    unsafe extern "C" fn attach_dmabuf(
+        vb: *mut bindings::vb2_buffer,
+        _dev: *mut bindings::device,
+        buf: *mut bindings::dma_buf,
+        size: c_ulong,
+    ) -> *mut c_void {
+        // SAFETY: The buffer belongs to a queue of this kind.
+        let device = unsafe { H::device((*vb).vb2_queue) };
+        // SAFETY: The C side has a reference.
+        let buf = unsafe { DmaBuf::from_raw(buf) };
+
+        let import = || {
+            let bound = device.enter().ok_or(ENODEV)?;
+
+            Ok::<_, Error>(KBox::new(
+                Import::<M> {
+                    mapping: UnsafeCell::new(None),
+                    attachment: M::attach(&bound, buf, size)?,
+                    device: device.clone(),
+                },
+                GFP_KERNEL,
+            )?)
+        };
+
+        match import() {
+            Ok(import) => KBox::into_foreign(import).cast(),
+            Err(e) => e.to_ptr(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// See [`Table`].
+    unsafe extern "C" fn detach_dmabuf(import: *mut c_void) {
+        // SAFETY: The C side gives back what `attach_dmabuf` made.
+        drop(unsafe { KBox::<Import<M>>::from_raw(import.cast()) });
+    }
+
+    /// # Safety
+    ///
+    /// See [`Table`].
+    unsafe extern "C" fn map_dmabuf(import: *mut c_void) -> c_int {
+        // SAFETY: This is what `attach_dmabuf` made.
+        let import = unsafe { &*import.cast::<Import<M>>() };
+
+        from_result(|| {
+            let bound = import.device.enter().ok_or(ENODEV)?;
+            // The device is the CPU here: whichever way the frames go, it reads and writes. And only
+            // such a mapping may be synchronised for either.
+            let mapping = M::map(&import.attachment, &bound, DataDirection::Bidirectional)?;
+
+            // SAFETY: By the type invariants nobody else uses it now.
+            unsafe { *import.mapping.get() = Some(mapping) };
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// See [`Table`].
+    unsafe extern "C" fn unmap_dmabuf(import: *mut c_void) {
+        // SAFETY: This is what `attach_dmabuf` made.
+        let import = unsafe { &*import.cast::<Import<M>>() };
+
+        // SAFETY: By the type invariants nobody else uses it now.
+        unsafe { *import.mapping.get() = None };
+    }
+}
