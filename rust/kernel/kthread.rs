@@ -22,7 +22,8 @@ use core::{
 
 /// What a kernel thread does.
 ///
-/// The module that implements this stays loaded for as long as the thread runs.
+/// The module that implements this stays loaded for as long as the thread runs; but not a module
+/// whose initialisation fails, which must have dropped its handles by then.
 ///
 /// # Examples
 ///
@@ -62,6 +63,8 @@ use core::{
 #[vtable]
 pub trait Thread: Send + Sized + 'static {
     /// Runs in the thread, in process context. The thread ends when this returns.
+    ///
+    /// Once it is told to stop, interruptible waits do not wait, as if there was a signal.
     fn run(self: KBox<Self>, current: &Current);
 }
 
@@ -111,7 +114,7 @@ struct Start {
 ///
 /// # Invariants
 ///
-/// `task` is a kernel thread that runs [`main`] with `start`, which it owns unless it is told to
+/// `task` is a kernel thread that runs `main` with `start`, which it owns unless it is told to
 /// stop before it has run.
 #[must_use = "the thread is stopped when this is dropped"]
 pub struct JoinHandle<T: Thread> {
@@ -150,6 +153,7 @@ unsafe fn discard<T: Thread>(data: NonNull<c_void>) {
 /// # Safety
 ///
 /// `start` must be from [`KBox::into_raw`] of a [`Start`], and is consumed.
+#[inline(never)]
 unsafe extern "C" fn main(start: *mut c_void) -> c_int {
     // SAFETY: By the safety requirements.
     let start = unsafe { KBox::<Start>::from_raw(start.cast()) };

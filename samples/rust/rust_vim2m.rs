@@ -7,7 +7,6 @@
 
 use kernel::{
     device::{
-        Bound,
         Core,
         Device, //
     },
@@ -395,7 +394,7 @@ fn decode(format: FourCc, data: &[u8], line: &mut [Rgb]) -> Result {
 struct Driver;
 
 impl Driver {
-    fn new(dev: &Device<Bound>) -> Result<Self> {
+    fn new(dev: &Device<Core<'_>>) -> Result<Self> {
         let device = v4l2::Device::new(dev, c"rust_vim2m")?;
 
         m2m::Device::new(device, c"rust_vim2m", Vim2m)?.register()?;

@@ -11,7 +11,6 @@
 
 use kernel::{
     device::{
-        Bound,
         Core,
         Device, //
     },
@@ -509,7 +508,7 @@ fn to_ycbcr(rgb: &Rgb) -> [u8; 3] {
 struct Driver;
 
 impl Driver {
-    fn new(dev: &Device<Bound>) -> Result<Self> {
+    fn new(dev: &Device<Core<'_>>) -> Result<Self> {
         let device = v4l2::Device::new(dev, c"rust_vivid")?;
 
         Capture::new(device, c"rust_vivid", Vivid::new())?.register()?;

@@ -50,7 +50,7 @@ use core::{
 ///
 /// ```
 /// use kernel::{
-///     device::{Bound, Device},
+///     device::{Core, Device},
 ///     dma_buf::cpu,
 ///     media::{
 ///         capture::{self, Capture},
@@ -103,7 +103,7 @@ use core::{
 ///     fn stop_streaming(_this: &Capture<Self>) {}
 /// }
 ///
-/// fn probe(dev: &Device<Bound>) -> Result<Arc<Capture<Still>>> {
+/// fn probe(dev: &Device<Core<'_>>) -> Result<Arc<Capture<Still>>> {
 ///     let device = v4l2::Device::new(dev, c"still")?;
 ///     let format = PixFormat::new(fourcc::GREY, 16, 16, Colorimetry::SRGB)?;
 ///
@@ -118,7 +118,8 @@ pub trait Driver: IoctlOps {
     /// Starts to fill buffers, which come from [`Capture::next_buffer`].
     ///
     /// Called with the lock of the device held. May sleep. The device may not be bound any more. If
-    /// this fails, the buffers go back to the queue.
+    /// this fails, the buffers go back to the queue, also those that are done already; then those
+    /// that the driver has must be given back, which is waited for.
     fn start_streaming(this: ArcBorrow<'_, Capture<Self>>) -> Result;
 
     /// Stops to fill buffers. Those that the driver has must be given back, here or elsewhere; this
@@ -209,6 +210,8 @@ impl<T: Driver> Capture<T> {
                         io_modes: bindings::vb2_io_modes_VB2_MMAP
                             | bindings::vb2_io_modes_VB2_DMABUF
                             | bindings::vb2_io_modes_VB2_READ,
+                        // So that read() has one to be filled while it copies the other.
+                        min_reqbufs: 2,
                     })
                 },
             }? Error),
@@ -240,8 +243,12 @@ impl<T: Driver> PinnedDrop for Capture<T> {
         // If it was streaming when it was unregistered, it is not any more. But a call to read()
         // may have been on its way.
         //
-        // SAFETY: The queue is initialised, and no file is open.
-        unsafe { bindings::vb2_queue_release(self.queue.as_raw()) };
+        // SAFETY: The queue and the lock are initialised, and no file is open.
+        unsafe {
+            bindings::mutex_lock(self.node.lock());
+            bindings::vb2_queue_release(self.queue.as_raw());
+            bindings::mutex_unlock(self.node.lock());
+        }
     }
 }
 
@@ -356,16 +363,9 @@ impl<T: Driver> Ops<T> {
         // A `Capture` is always in an `Arc`. Files have references, by the video device.
         //
         // SAFETY: See [`Ops`]. This is called for a file.
-        let this = unsafe { ArcBorrow::from_raw(Self::host(queue)) };
+        let this = unsafe { ArcBorrow::from_raw((*queue).drv_priv.cast::<Capture<T>>()) };
 
-        from_result(|| {
-            this.queue.start();
-            T::start_streaming(this).inspect_err(|_| {
-                this.queue
-                    .stop(bindings::vb2_buffer_state_VB2_BUF_STATE_QUEUED)
-            })?;
-            Ok(0)
-        })
+        from_result(|| this.queue.start(|| T::start_streaming(this)).map(|()| 0))
     }
 
     /// Also called when the last reference is dropped; so the driver has no `Arc`.
@@ -378,7 +378,6 @@ impl<T: Driver> Ops<T> {
         let this = unsafe { Self::host(queue) };
 
         T::stop_streaming(this);
-        this.queue
-            .stop(bindings::vb2_buffer_state_VB2_BUF_STATE_ERROR);
+        this.queue.stop();
     }
 }

@@ -45,9 +45,13 @@ use crate::{
         Arc,
         ArcBorrow,
         CondVar,
-        Mutex, //
+        Mutex,
+        SpinLock, //
     },
-    types::Opaque, //
+    types::{
+        ForeignOwnable,
+        Opaque, //
+    },
 };
 
 use core::{
@@ -214,7 +218,7 @@ impl<T: Driver> Device<T> {
                 })?;
             // SAFETY: The handle is initialised. From now on the file has the reference.
             unsafe { bindings::v4l2_fh_add(fh, file) };
-            let _ = Arc::into_raw(ctx);
+            let _ = ctx.into_foreign();
             Ok(0)
         })
     }
@@ -223,19 +227,21 @@ impl<T: Driver> Device<T> {
     ///
     /// `file` must be an open file of such a device, that is released.
     unsafe extern "C" fn release(file: *mut bindings::file) -> c_int {
-        // SAFETY: The file has the reference of `open`, which it gives back. The handle is the
-        // first field.
-        let ctx = unsafe { Arc::from_raw((*file).private_data.cast::<Context<T>>()) };
+        // SAFETY: The file has had the context since `open`. The handle is its first field.
+        let ctx = unsafe { Pin::<KBox<Context<T>>>::from_foreign((*file).private_data) };
         let ptr = NonNull::from(&*ctx);
         let fh = ctx.fh.get();
+        // If the device is bound, it stays so until imports have ended. If it is not, they have.
+        let _bound = ctx.device.node.device().enter();
 
         ctx.device.contexts.lock().retain(|other| *other != ptr);
         // SAFETY: The handle was added in `open`. No ioctl runs for a file that is released, and
         // what ends the jobs is called from here; then nobody uses the mem2mem context.
         unsafe {
             bindings::v4l2_fh_del(fh, file);
+            bindings::mutex_lock(ctx.lock.get());
             bindings::v4l2_m2m_ctx_release((*fh).m2m_ctx);
-            (*fh).m2m_ctx = ptr::null_mut();
+            bindings::mutex_unlock(ctx.lock.get());
         }
         0
     }
@@ -244,8 +250,9 @@ impl<T: Driver> Device<T> {
     ///
     /// `ctx` must be a `Context<T>` that is open, and whose job is to run.
     unsafe extern "C" fn device_run(ctx: *mut c_void) {
-        // SAFETY: A context is always in an `Arc`, and the file has a reference.
-        let ctx = unsafe { ArcBorrow::from_raw(ctx.cast::<Context<T>>()) };
+        let Some(ctx) = NonNull::new(ctx.cast::<Context<T>>()) else {
+            return;
+        };
 
         // SAFETY: There is a job to run for it, and it was not taken yet.
         if let Some(job) = unsafe { Job::new(ctx) } {
@@ -289,12 +296,9 @@ unsafe impl<T: Driver> Sealed for Device<T> {
     fn unregister(&self) {
         // SAFETY: The video device is registered.
         unsafe { bindings::video_unregister_device(self.node.as_raw()) };
-        // From now on no ioctl begins. Those that wait for a buffer would wait for ever.
         for ctx in self.contexts.lock().iter() {
-            for queue in [Direction::Output, Direction::Capture] {
-                // SAFETY: What is on the list is open, for as long as that is locked.
-                unsafe { bindings::vb2_queue_error(&raw mut (*ctx.as_ref().queue_ctx(queue)).q) };
-            }
+            // SAFETY: What is on the list is open, for as long as that is locked.
+            unsafe { ctx.as_ref().end() };
         }
     }
 }
@@ -302,8 +306,6 @@ unsafe impl<T: Driver> Sealed for Device<T> {
 impl<T: Driver> VideoNode for Device<T> {}
 
 /// What belongs to one open file of a mem2mem device.
-///
-/// It outlives the file for as long as a job of it does.
 ///
 /// # Invariants
 ///
@@ -318,9 +320,10 @@ pub struct Context<T: Driver> {
     /// The lock of both queues.
     #[pin]
     lock: Opaque<bindings::mutex>,
-    /// How many jobs there are that the C side may not be done with.
+    /// How many jobs there are. They keep the context: it waits for them before it ends. A spinlock,
+    /// because the context may be gone as soon as this is released.
     #[pin]
-    jobs: Mutex<usize>,
+    jobs: SpinLock<usize>,
     #[pin]
     finished: CondVar,
     sequences: Sequences,
@@ -363,11 +366,11 @@ impl<T: Driver> Deref for Context<T> {
 }
 
 impl<T: Driver> Context<T> {
-    fn new(device: Arc<Device<T>>) -> Result<Arc<Self>> {
+    fn new(device: Arc<Device<T>>) -> Result<Pin<KBox<Self>>> {
         let vdev = device.node.as_raw();
         let owned = device.clone();
         let data = T::open(&device);
-        let this = Arc::pin_init(
+        let this = KBox::pin_init::<Error>(
             try_pin_init!(&this in Self {
                 data <- data,
                 // SAFETY: The data is there until the controls are dropped.
@@ -376,7 +379,7 @@ impl<T: Driver> Context<T> {
                     output: Atomic::new(0),
                     capture: Atomic::new(0),
                 },
-                jobs <- Mutex::new(0, lock_name::M2M_JOBS, static_lock_class!()),
+                jobs <- SpinLock::new(0, lock_name::M2M_JOBS, static_lock_class!()),
                 finished <- CondVar::new(lock_name::M2M_FINISHED, static_lock_class!()),
                 lock <- Opaque::ffi_init(|lock: *mut bindings::mutex| {
                     // SAFETY: The mutex is valid for writes, the name and the class are static.
@@ -433,6 +436,28 @@ impl<T: Driver> Context<T> {
         }
     }
 
+    /// Ends streaming, and with that who waits for a buffer, and gives the buffers up, as
+    /// `vb2_video_unregister_device()` does for a device with one queue. Ioctls that got past the
+    /// test whether the device is registered are over then, for they have the lock.
+    ///
+    /// # Safety
+    ///
+    /// The file must be open, and the device not registered any more.
+    unsafe fn end(&self) {
+        // SAFETY: By the safety requirements there is a mem2mem context. This is the order in which
+        // the C side does it, with the lock that it has.
+        unsafe {
+            bindings::mutex_lock(self.lock.get());
+            for queue in [Direction::Output, Direction::Capture] {
+                let vq = &raw mut (*self.queue_ctx(queue)).q;
+
+                bindings::v4l2_m2m_streamoff(ptr::null_mut(), self.m2m_ctx(), queue.as_raw());
+                bindings::vb2_queue_release(vq);
+            }
+            bindings::mutex_unlock(self.lock.get());
+        }
+    }
+
     /// # Safety
     ///
     /// The file must be open, and the mem2mem core must not use what is taken.
@@ -481,6 +506,7 @@ impl<T: Driver> Context<T> {
                     buf_struct_size: size_of::<bindings::v4l2_m2m_buffer>(),
                     timestamp_flags: bindings::V4L2_BUF_FLAG_TIMESTAMP_COPY,
                     io_modes: bindings::vb2_io_modes_VB2_MMAP | bindings::vb2_io_modes_VB2_DMABUF,
+                    min_reqbufs: 1,
                 };
 
                 // SAFETY: The operations are those for this type, which outlives the queues.
@@ -518,13 +544,19 @@ unsafe impl<T: Driver> QueueHost for Context<T> {
 ///
 /// # Invariants
 ///
-/// It is counted in `jobs` of `ctx`, and is the job that `v4l2_m2m_job_finish()` is to be called
-/// for. Both buffers belong to this.
+/// It is counted in `jobs` of `ctx`, which therefore is valid, and is the job that
+/// `v4l2_m2m_job_finish()` is to be called for. Both buffers belong to this.
 pub struct Job<T: Driver> {
-    src: ManuallyDrop<RawBuffer<T::Memory>>,
-    dst: ManuallyDrop<RawBuffer<T::Memory>>,
-    ctx: Arc<Context<T>>,
+    src: RawBuffer<T::Memory>,
+    dst: RawBuffer<T::Memory>,
+    ctx: NonNull<Context<T>>,
 }
+
+// SAFETY: A job belongs to no task.
+unsafe impl<T: Driver> Send for Job<T> {}
+
+// SAFETY: What can be done with a shared reference can be done by several tasks.
+unsafe impl<T: Driver> Sync for Job<T> {}
 
 impl<T: Driver> Job<T> {
     /// If there is nothing to do after all, the job is finished.
@@ -532,35 +564,56 @@ impl<T: Driver> Job<T> {
     /// # Safety
     ///
     /// The mem2mem core must have called `device_run()` for it, just now.
-    unsafe fn new(ctx: ArcBorrow<'_, Context<T>>) -> Option<Self> {
-        // SAFETY: While a job runs, its context exists, and the core leaves the buffers alone.
+    unsafe fn new(ptr: NonNull<Context<T>>) -> Option<Self> {
+        // SAFETY: While a job runs, its context exists. The reference is not used when it does not.
+        let ctx = unsafe { ptr.as_ref() };
+
+        *ctx.jobs.lock() += 1;
+
+        // SAFETY: While a job runs, the core leaves the buffers alone.
         let buffers = unsafe { (ctx.next(Direction::Output), ctx.next(Direction::Capture)) };
 
         if let (Some(src), Some(dst)) = buffers {
             src.set_sequence(ctx.sequences.of(Direction::Output).fetch_add(1, Relaxed));
             dst.set_sequence(ctx.sequences.of(Direction::Capture).fetch_add(1, Relaxed));
-            *ctx.jobs.lock() += 1;
-            // INVARIANT: It was counted just now.
-            return Some(Self {
-                src: ManuallyDrop::new(src),
-                dst: ManuallyDrop::new(dst),
-                ctx: ctx.into(),
-            });
+            // INVARIANT: It was counted above.
+            return Some(Self { src, dst, ctx: ptr });
         }
 
         // The core looks for both before it runs a job, and they remain while it does.
         for buffer in [buffers.0, buffers.1].into_iter().flatten() {
             buffer.done(bindings::vb2_buffer_state_VB2_BUF_STATE_ERROR);
         }
-        // SAFETY: The job was to run, and has not.
-        unsafe { bindings::v4l2_m2m_job_finish(ctx.device.m2m.as_ptr(), ctx.m2m_ctx()) };
+        // SAFETY: The job was to run, was counted, and is over.
+        unsafe { Self::end(ptr) };
         None
+    }
+
+    /// # Safety
+    ///
+    /// The context must have a running job, which is counted, and not be used after this.
+    unsafe fn end(ctx: NonNull<Context<T>>) {
+        // SAFETY: A context exists as long as jobs of it are counted.
+        let ctx = unsafe { ctx.as_ref() };
+
+        // SAFETY: By the safety requirements.
+        unsafe { bindings::v4l2_m2m_job_finish(ctx.device.m2m.as_ptr(), ctx.m2m_ctx()) };
+
+        // That has woken up who may free the mem2mem context, and has used it after that. This is
+        // what is waited for then.
+        let mut jobs = ctx.jobs.lock();
+
+        *jobs -= 1;
+        if *jobs == 0 {
+            ctx.finished.notify_all();
+        }
     }
 
     /// The context that the job is for.
     #[inline]
     pub fn context(&self) -> &Context<T> {
-        &self.ctx
+        // SAFETY: By the type invariants.
+        unsafe { self.ctx.as_ref() }
     }
 
     /// Begins to read the frame that is to be processed. Process context, may sleep.
@@ -586,44 +639,29 @@ impl<T: Driver> Job<T> {
     ///
     /// Process context.
     pub fn finish(self) {
-        let mut this = ManuallyDrop::new(self);
+        // What is left would finish it again.
+        let this = ManuallyDrop::new(self);
 
-        this.finish_once(bindings::vb2_buffer_state_VB2_BUF_STATE_DONE);
-        // SAFETY: It is not used again.
-        unsafe { ptr::drop_in_place(&mut this.ctx) };
+        this.finish_as(bindings::vb2_buffer_state_VB2_BUF_STATE_DONE);
     }
 
-    /// Must be called once.
-    fn finish_once(&mut self, state: bindings::vb2_buffer_state) {
-        // SAFETY: They are not used again: this is only called when `self` is not used any more.
-        let (src, dst) = unsafe {
-            (
-                ManuallyDrop::take(&mut self.src),
-                ManuallyDrop::take(&mut self.dst),
-            )
-        };
+    /// Must be called once, last.
+    fn finish_as(&self, state: bindings::vb2_buffer_state) {
+        let (src, dst) = (self.src.as_raw(), self.dst.as_raw());
 
-        // SAFETY: Both buffers belong to this.
-        unsafe { bindings::v4l2_m2m_buf_copy_metadata(src.as_raw(), dst.as_raw()) };
-        src.done(state);
-        dst.done(state);
-        // SAFETY: The job is running by the type invariants, so there is a mem2mem context.
-        unsafe { bindings::v4l2_m2m_job_finish(self.ctx.device.m2m.as_ptr(), self.ctx.m2m_ctx()) };
-
-        // That has woken up who may free the mem2mem context, and has used it after that. This is
-        // what is waited for then.
-        let mut jobs = self.ctx.jobs.lock();
-
-        *jobs -= 1;
-        if *jobs == 0 {
-            self.ctx.finished.notify_all();
+        // SAFETY: Both buffers belong to this, which is not used again, and the job is running.
+        unsafe {
+            bindings::v4l2_m2m_buf_copy_metadata(src, dst);
+            bindings::vb2_buffer_done(&raw mut (*src).vb2_buf, state);
+            bindings::vb2_buffer_done(&raw mut (*dst).vb2_buf, state);
+            Self::end(self.ctx);
         }
     }
 }
 
 impl<T: Driver> Drop for Job<T> {
     fn drop(&mut self) {
-        self.finish_once(bindings::vb2_buffer_state_VB2_BUF_STATE_ERROR);
+        self.finish_as(bindings::vb2_buffer_state_VB2_BUF_STATE_ERROR);
     }
 }
 
@@ -684,12 +722,12 @@ impl<T: Driver> Ops<T> {
     ///
     /// See [`Ops`].
     unsafe extern "C" fn buf_out_validate(vb: *mut bindings::vb2_buffer) -> c_int {
-        // SAFETY: A buffer of V4L2 begins with this one.
-        let vb = unsafe { &mut *vb.cast::<bindings::vb2_v4l2_buffer>() };
+        // SAFETY: A buffer of V4L2 begins with this one, and nobody else changes this now.
+        let field = unsafe { &mut (*vb.cast::<bindings::vb2_v4l2_buffer>()).field };
 
-        match vb.field {
+        match *field {
             bindings::v4l2_field_V4L2_FIELD_ANY => {
-                vb.field = bindings::v4l2_field_V4L2_FIELD_NONE;
+                *field = bindings::v4l2_field_V4L2_FIELD_NONE;
                 0
             }
             bindings::v4l2_field_V4L2_FIELD_NONE => 0,

@@ -4,7 +4,7 @@
 CORE=drivers/dma-buf/rust
 
 # The objects of which the Rust files of the series are a part.
-RUST_OBJECTS=(rust/kernel $CORE/dma_buf samples/rust/rust_dma_buf)
+RUST_OBJECTS=(rust/kernel $CORE/dma_buf samples/rust/rust_{dma_buf,vivid,vim2m})
 
 # rust_tool OUT OBJECT TOOL OPTION...: run another tool with the options that the build in OUT gave
 # to rustc for an object.
@@ -61,7 +61,7 @@ compile_checks() {
 			"$([ "$object" = rust/kernel ] || echo --document-private-items)" \
 			>"$log/rustdoc.log" 2>&1 || bad=("see $log/rustdoc.log")
 		! grep -qE '^(warning|error)' "$log/rustdoc.log" || bad=("see $log/rustdoc.log")
-		[ -n "$(find "$CACHE/rustdoc" -path '*/dma_buf/index.html' -o -path '*/rust_dma_buf/index.html')" ] ||
+		[ -n "$(find "$CACHE/rustdoc" -path '*/dma_buf/index.html' -o -path '*/rust_*/index.html')" ] ||
 			bad=("nothing was documented: see $log/rustdoc.log")
 		[ ${#bad[@]} = 0 ] || cp "$log/rustdoc.log" "$log/rustdoc-${object//\//-}.log"
 		report $((n += 1)) "rustdoc: $object" "${bad[@]//rustdoc.log/rustdoc-${object//\//-}.log}"

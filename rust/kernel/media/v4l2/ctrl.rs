@@ -69,6 +69,43 @@ pub enum Control {
     },
 }
 
+impl Control {
+    /// Whether it is of the type that its number has. The C side takes that on trust.
+    fn check(&self) -> Result {
+        let (id, wanted) = match *self {
+            Self::Boolean { id, .. } => (id, bindings::v4l2_ctrl_type_V4L2_CTRL_TYPE_BOOLEAN),
+            Self::Integer { id, .. } => (id, bindings::v4l2_ctrl_type_V4L2_CTRL_TYPE_INTEGER),
+            Self::Menu { id, items, .. } => {
+                if !(1..=256).contains(&items.len()) {
+                    return Err(EINVAL);
+                }
+                (id, bindings::v4l2_ctrl_type_V4L2_CTRL_TYPE_MENU)
+            }
+        };
+        let mut name = ptr::null();
+        let mut found = 0;
+        let (mut min, mut max, mut step, mut default, mut flags) = (0, 0, 0, 0, 0);
+
+        // SAFETY: All pointers are valid for the call.
+        unsafe {
+            bindings::v4l2_ctrl_fill(
+                id,
+                &mut name,
+                &mut found,
+                &mut min,
+                &mut max,
+                &mut step,
+                &mut default,
+                &mut flags,
+            )
+        };
+        if name.is_null() || found != wanted {
+            return Err(EINVAL);
+        }
+        Ok(())
+    }
+}
+
 /// The controls of a device or a file.
 ///
 /// # Invariants
@@ -160,6 +197,11 @@ impl<T: IoctlOps> Controls<T> {
             );
         }
         for control in T::CONTROLS {
+            if let Err(e) = control.check() {
+                // SAFETY: The handler is initialised.
+                unsafe { (*handler).error = e.to_errno() };
+                break;
+            }
             // SAFETY: The handler is initialised, and what the pointers are to outlives it. An
             // error is noted in the handler.
             unsafe {
@@ -184,23 +226,18 @@ impl<T: IoctlOps> Controls<T> {
                     ),
                     Control::Menu { id, default, .. } => {
                         let menu = menus.next().map_or(&[][..], |menu| menu);
-                        let last = menu.len().checked_sub(1).ok_or(EINVAL);
+                        // As was checked.
+                        let last = u8::try_from(menu.len().saturating_sub(1)).unwrap_or(0);
 
-                        match last.and_then(|last| Ok(u8::try_from(last)?)) {
-                            Ok(last) => bindings::v4l2_ctrl_new_std_menu_items(
-                                handler,
-                                ops,
-                                id,
-                                last,
-                                0,
-                                default,
-                                menu.as_ptr(),
-                            ),
-                            Err(_) => {
-                                (*handler).error = EINVAL.to_errno();
-                                ptr::null_mut()
-                            }
-                        }
+                        bindings::v4l2_ctrl_new_std_menu_items(
+                            handler,
+                            ops,
+                            id,
+                            last,
+                            0,
+                            default,
+                            menu.as_ptr(),
+                        )
                     }
                 }
             };
@@ -237,7 +274,7 @@ impl<T: IoctlOps> Controls<T> {
         let data = unsafe { &*this.data };
 
         // SAFETY: The C side holds the lock of the handler, and these do not change until it is
-        // released. All standard controls that can be made here have a value of 32 bits.
+        // released. All controls that can be made here have a value of 32 bits.
         let (id, value) = unsafe { ((*ctrl).id, (*ctrl).val) };
 
         from_result(|| data.s_ctrl(id, value).map(|()| 0))

@@ -103,14 +103,26 @@ impl Colorimetry {
 pub struct PixFormat(bindings::v4l2_pix_format);
 
 impl PixFormat {
+    /// The largest width and height, in pixels. With up to eight bytes for each, all sizes fit.
+    pub const MAX_SIZE: u32 = 16384;
+
     /// The format of this kind and size, progressive, and without padding between the lines.
     ///
     /// C source: `v4l2_fill_pixfmt()`.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if the core does not know the pixel format.
+    /// [`EINVAL`] if the core does not know the pixel format, or the width or the height is zero or
+    /// more than [`MAX_SIZE`](Self::MAX_SIZE).
     pub fn new(format: FourCc, width: u32, height: u32, colors: Colorimetry) -> Result<Self> {
+        // The C side does not look for overflows.
+        if ![width, height]
+            .iter()
+            .all(|size| (1..=Self::MAX_SIZE).contains(size))
+        {
+            return Err(EINVAL);
+        }
+
         let mut pix = bindings::v4l2_pix_format {
             field: bindings::v4l2_field_V4L2_FIELD_NONE,
             colorspace: colors.colorspace,

@@ -315,8 +315,7 @@ impl<H: Host> Table<H> {
             let lock = H::M2M.then(|| unsafe { (*vq).lock });
 
             if let Some(lock) = lock {
-                // SAFETY: The lock is valid, and nothing else is locked inside of it but what the
-                // driver locks for its formats.
+                // SAFETY: The lock is valid.
                 unsafe { bindings::mutex_lock(lock) };
             }
             // SAFETY: The queue is valid.
@@ -423,7 +422,10 @@ impl<H: Host> Table<H> {
         // SAFETY: See [`Table`].
         let (ops, parm) = unsafe { (H::ops(file), &mut *parm) };
 
-        from_result(|| Self::put_parm(parm, ops.g_parm()))
+        from_result(|| {
+            Self::check_parm(parm)?;
+            Self::put_parm(parm, ops.g_parm())
+        })
     }
 
     /// # Safety
@@ -438,18 +440,24 @@ impl<H: Host> Table<H> {
         let (ops, parm) = unsafe { (H::ops(file), &mut *parm) };
 
         from_result(|| {
-            // SAFETY: All variants of the union are made of integers, and both that belong to
-            // video have this at the same place.
-            let wanted = unsafe { parm.parm.capture.timeperframe };
+            Self::check_parm(parm)?;
 
-            Self::put_parm(parm, ops.s_parm(wanted.into())?)
+            // SAFETY: For this type of buffers, this is the variant of the union.
+            let wanted = unsafe { parm.parm.capture.timeperframe };
+            let interval = ops.s_parm(wanted.into())?;
+
+            Self::put_parm(parm, interval)
         })
     }
 
-    fn put_parm(parm: &mut bindings::v4l2_streamparm, interval: Fraction) -> Result<c_int> {
+    fn check_parm(parm: &bindings::v4l2_streamparm) -> Result {
         if parm.type_ != Direction::Capture.as_raw() {
             return Err(EINVAL);
         }
+        Ok(())
+    }
+
+    fn put_parm(parm: &mut bindings::v4l2_streamparm, interval: Fraction) -> Result<c_int> {
         parm.parm.capture = bindings::v4l2_captureparm {
             capability: bindings::V4L2_CAP_TIMEPERFRAME,
             timeperframe: interval.into(),

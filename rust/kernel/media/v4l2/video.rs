@@ -5,7 +5,8 @@
 use super::{
     device::{
         copy_name,
-        Device, //
+        Device,
+        RegisteredNode, //
     },
     ioctl::{
         ioctl_ops,
@@ -17,7 +18,6 @@ use super::{
 
 use crate::{
     bindings,
-    devres,
     error::to_result,
     media::lock_name,
     prelude::*,
@@ -26,7 +26,10 @@ use crate::{
     types::Opaque, //
 };
 
-use core::ops::Deref;
+use core::{
+    ops::Deref,
+    ptr::NonNull, //
+};
 
 /// What all kinds of video devices begin with.
 ///
@@ -194,34 +197,47 @@ impl<N: VideoNode> Unregistered<N> {
     /// as there can be; [`ENOMEM`].
     pub fn register(self) -> Result<Arc<N>> {
         let node = self.0;
-        let bound = node.node().device.enter().ok_or(ENODEV)?;
         let vdev = node.node().as_raw();
 
         // SAFETY: It is not registered yet, as this is the only value of its kind for it.
         unsafe { (*vdev).release = Some(release::<N>) };
 
-        let owned = Arc::into_raw(node.clone());
+        node.node().device.add_node(|| {
+            let owned = Arc::into_raw(node.clone());
 
-        // SAFETY: The video device is set up, and a reference is there for `release`.
-        to_result(unsafe {
-            bindings::__video_register_device(
-                vdev,
-                bindings::vfl_devnode_type_VFL_TYPE_VIDEO,
-                -1,
-                1,
-                (*(*vdev).fops).owner,
-            )
-        })
-        .inspect_err(|_| {
-            // SAFETY: The reference of above; `release` is not called for what is not registered.
-            drop(unsafe { Arc::from_raw(owned) })
+            // SAFETY: The video device is set up, and a reference is there for `release`.
+            to_result(unsafe {
+                bindings::__video_register_device(
+                    vdev,
+                    bindings::vfl_devnode_type_VFL_TYPE_VIDEO,
+                    -1,
+                    1,
+                    (*(*vdev).fops).owner,
+                )
+            })
+            .inspect_err(|_| {
+                // SAFETY: The reference of above; `release` is not called for what is not
+                // registered.
+                drop(unsafe { Arc::from_raw(owned) })
+            })?;
+
+            Ok(RegisteredNode {
+                node: NonNull::new(Arc::into_raw(node.clone()).cast_mut().cast()).ok_or(EINVAL)?,
+                unregister: unregister::<N>,
+            })
         })?;
-
-        // If this fails it drops the registration, which ends it.
-        devres::register(&bound, Registration(node.clone()), GFP_KERNEL)?;
-        drop(bound);
         Ok(node)
     }
+}
+
+/// # Safety
+///
+/// `node` must be from [`Arc::into_raw`] of an `Arc<N>`, which is consumed, and be registered.
+unsafe fn unregister<N: VideoNode>(node: NonNull<c_void>) {
+    // SAFETY: By the safety requirements.
+    let node = unsafe { Arc::<N>::from_raw(node.as_ptr().cast()) };
+
+    node.unregister();
 }
 
 /// # Safety
@@ -230,13 +246,4 @@ impl<N: VideoNode> Unregistered<N> {
 unsafe extern "C" fn release<N: VideoNode>(vdev: *mut bindings::video_device) {
     // SAFETY: By the safety requirements and those of `Sealed`.
     drop(unsafe { Arc::from_raw(vdev.cast::<N>()) });
-}
-
-/// Dropped by the driver core when the parent is about to be unbound.
-struct Registration<N: VideoNode>(Arc<N>);
-
-impl<N: VideoNode> Drop for Registration<N> {
-    fn drop(&mut self) {
-        self.0.unregister();
-    }
 }

@@ -42,8 +42,7 @@ use crate::{
         },
         Arc,
         Refcount, //
-    },
-    types::ForeignOwnable, //
+    }, //
 };
 
 use core::{
@@ -147,6 +146,9 @@ impl MemOps for Pages {
         plane.mmap(vma)
     }
 
+    // What the buffer is made with has to be in this crate, not in the module of the driver, which
+    // may be gone before the buffer is.
+    #[inline(never)]
     fn export(plane: ARef<Plane<Self>>, flags: u32) -> Result<ARef<DmaBuf>> {
         let data = KBox::new(Exported(plane), GFP_KERNEL)?;
 
@@ -386,19 +388,25 @@ pub(super) unsafe fn access<'a, M: MemOps, A: cpu::Access>(
     vb: *mut bindings::vb2_buffer,
 ) -> Result<Frame<'a, A>> {
     // SAFETY: While the driver has the buffer, this does not change.
-    let (plane, memory) = unsafe { ((*vb).planes[0], (*vb).memory) };
+    let (mem_priv, length, memory) = unsafe {
+        (
+            (*vb).planes[0].mem_priv,
+            (*vb).planes[0].length,
+            (*vb).memory,
+        )
+    };
 
     let mut frame = match memory {
         bindings::vb2_memory_VB2_MEMORY_MMAP => {
             // SAFETY: This is from `alloc`, and remains while the driver has the buffer.
-            let plane = unsafe { &*plane.mem_priv.cast::<Plane<M>>() };
+            let plane = unsafe { &*mem_priv.cast::<Plane<M>>() };
 
             M::access(plane)?
         }
         bindings::vb2_memory_VB2_MEMORY_DMABUF => {
             // SAFETY: This is from `attach_dmabuf`, and remains while the driver has the buffer. It
             // is neither mapped nor unmapped in that time.
-            let mapping = unsafe { &*(*plane.mem_priv.cast::<Import<M>>()).mapping.get() };
+            let mapping = unsafe { &*(*mem_priv.cast::<Import<M>>()).mapping.get() };
 
             M::access_mapped(mapping.as_ref().ok_or(EIO)?)?
         }
@@ -406,7 +414,7 @@ pub(super) unsafe fn access<'a, M: MemOps, A: cpu::Access>(
     };
 
     // What user space says of an imported buffer may be less than there is.
-    frame.size = frame.size.min(usize::try_from(plane.length)?);
+    frame.size = frame.size.min(usize::try_from(length)?);
     Ok(frame)
 }
 
@@ -492,14 +500,19 @@ impl<M: MemOps, H: QueueHost> Table<M, H> {
     /// See [`Table`].
     unsafe extern "C" fn vaddr(vb: *mut bindings::vb2_buffer, plane: *mut c_void) -> *mut c_void {
         // SAFETY: The buffer is valid.
-        if unsafe { (*vb).memory } != bindings::vb2_memory_VB2_MEMORY_MMAP {
+        let (memory, size) = unsafe { ((*vb).memory, (*vb).planes[0].length) };
+
+        if memory != bindings::vb2_memory_VB2_MEMORY_MMAP {
             return ptr::null_mut();
         }
 
         // SAFETY: Of such a buffer, this is the reference of `alloc`.
         let plane = unsafe { &*plane.cast::<Plane<M>>() };
 
-        M::view(plane).map_or(ptr::null_mut(), |view| view.as_ptr().cast())
+        match (M::view(plane), usize::try_from(size)) {
+            (Ok(view), Ok(size)) if view.size() >= size => view.as_ptr().cast(),
+            _ => ptr::null_mut(),
+        }
     }
 
     /// # Safety
@@ -593,7 +606,7 @@ impl<M: MemOps, H: QueueHost> Table<M, H> {
         };
 
         match import() {
-            Ok(import) => KBox::into_foreign(import).cast(),
+            Ok(import) => KBox::into_raw(import).cast(),
             Err(e) => e.to_ptr(),
         }
     }

@@ -103,56 +103,95 @@ impl<M: MemOps> RawBuffer<M> {
     }
 }
 
-/// The buffers that user space has queued, in this order, and the driver has not taken yet.
-struct Ready {
-    buffers: [Option<NonNull<bindings::vb2_v4l2_buffer>>; MAX_BUFFERS],
+/// Some buffers of a queue, in an order.
+struct Ring {
+    buffers: [Option<(
+        NonNull<bindings::vb2_v4l2_buffer>,
+        bindings::vb2_buffer_state,
+    )>; MAX_BUFFERS],
     first: usize,
     len: usize,
-    /// Whether the driver may take some.
-    streaming: bool,
-    /// How many it has.
-    taken: usize,
 }
 
 // SAFETY: Buffers belong to no task.
-unsafe impl Send for Ready {}
+unsafe impl Send for Ring {}
 
-impl Ready {
-    fn push(&mut self, vb: NonNull<bindings::vb2_v4l2_buffer>) -> Result {
+impl Ring {
+    const fn new() -> Self {
+        Self {
+            buffers: [None; MAX_BUFFERS],
+            first: 0,
+            len: 0,
+        }
+    }
+
+    /// There is room for all buffers that a queue can have.
+    fn push(
+        &mut self,
+        vb: NonNull<bindings::vb2_v4l2_buffer>,
+        state: bindings::vb2_buffer_state,
+    ) -> Result {
         if self.len == MAX_BUFFERS {
             return Err(ENOSPC);
         }
-        self.buffers[(self.first + self.len) % MAX_BUFFERS] = Some(vb);
+        self.buffers[(self.first + self.len) % MAX_BUFFERS] = Some((vb, state));
         self.len += 1;
         Ok(())
     }
 
-    fn pop(&mut self) -> Option<NonNull<bindings::vb2_v4l2_buffer>> {
+    fn pop(
+        &mut self,
+    ) -> Option<(
+        NonNull<bindings::vb2_v4l2_buffer>,
+        bindings::vb2_buffer_state,
+    )> {
         if self.len == 0 {
             return None;
         }
 
-        let vb = self.buffers[self.first].take();
+        let next = self.buffers[self.first].take();
 
         self.first = (self.first + 1) % MAX_BUFFERS;
         self.len -= 1;
-        vb
+        next
     }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Phase {
+    /// The driver must not take buffers.
+    Stopped,
+    /// It may, but they are not given back before it is known whether it could start: the core wants
+    /// all of them as they were if not.
+    Starting,
+    /// It may.
+    Streaming,
+}
+
+/// What is known of the buffers that are queued.
+struct State {
+    phase: Phase,
+    /// What the driver has not taken yet.
+    ready: Ring,
+    /// How many it has.
+    taken: usize,
+    /// What it was done with before it had started, with the state to give it back in.
+    early: Ring,
 }
 
 /// A queue whose buffers the driver takes one by one.
 ///
 /// # Invariants
 ///
-/// `queue` is initialised. What is in `ready` is in the state `VB2_BUF_STATE_ACTIVE`, and there is
-/// no other pointer to it of ours.
+/// `queue` is initialised. What is in `ready` and in `early` is in the state
+/// `VB2_BUF_STATE_ACTIVE`, and there is no other pointer to it of ours.
 #[pin_data]
 #[repr(C)]
 pub(in crate::media) struct Queue {
     #[pin]
     queue: Opaque<bindings::vb2_queue>,
     #[pin]
-    ready: SpinLock<Ready>,
+    state: SpinLock<State>,
     #[pin]
     given_back: CondVar,
 }
@@ -174,6 +213,7 @@ pub(in crate::media) struct QueueInit {
     pub(in crate::media) buf_struct_size: usize,
     pub(in crate::media) timestamp_flags: u32,
     pub(in crate::media) io_modes: u32,
+    pub(in crate::media) min_reqbufs: u32,
 }
 
 /// Initialises a queue.
@@ -201,6 +241,7 @@ pub(in crate::media) unsafe fn init_queue(
     q.dev = init.dev;
     q.buf_struct_size = init.buf_struct_size.try_into()?;
     q.timestamp_flags = init.timestamp_flags;
+    q.min_reqbufs_allocation = init.min_reqbufs;
     // As the mapping is, see `map_dmabuf()`.
     q.set_bidirectional(1);
     // SAFETY: It is set up as far as that is to be done before.
@@ -220,6 +261,9 @@ pub(in crate::media) unsafe fn queue_setup(
     // SAFETY: By the safety requirements. There is room for as many sizes as there can be planes.
     let (num_planes, size) = unsafe { (&mut *num_planes, &mut *sizes) };
 
+    if format.sizeimage() == 0 {
+        return Err(EINVAL);
+    }
     // User space may ask for more room, in which there is one plane all the same.
     match *num_planes {
         0 => {
@@ -241,13 +285,14 @@ pub(in crate::media) unsafe fn prepare(
     vb: *mut bindings::vb2_buffer,
     format: &PixFormat,
 ) -> Result {
-    // SAFETY: By the safety requirements.
-    let vb = unsafe { &mut *vb };
-
-    if vb.planes[0].length < format.sizeimage() {
-        return Err(EINVAL);
+    // SAFETY: By the safety requirements; nobody else changes this now. Others may read what is
+    // beside it.
+    unsafe {
+        if (*vb).planes[0].length < format.sizeimage() {
+            return Err(EINVAL);
+        }
+        (*vb).planes[0].bytesused = format.sizeimage();
     }
-    vb.planes[0].bytesused = format.sizeimage();
     Ok(())
 }
 
@@ -261,12 +306,11 @@ impl Queue {
                 // SAFETY: By the safety requirements.
                 unsafe { init_queue(queue, &init) }
             }),
-            ready <- new_spinlock!(Ready {
-                buffers: [None; MAX_BUFFERS],
-                first: 0,
-                len: 0,
-                streaming: false,
+            state <- new_spinlock!(State {
+                phase: Phase::Stopped,
+                ready: Ring::new(),
                 taken: 0,
+                early: Ring::new(),
             }),
             given_back <- new_condvar!(),
         })
@@ -287,7 +331,9 @@ impl Queue {
             return;
         };
 
-        if self.ready.lock().push(buffer).is_err() {
+        let active = bindings::vb2_buffer_state_VB2_BUF_STATE_ACTIVE;
+
+        if self.state.lock().ready.push(buffer, active).is_err() {
             // There cannot be that many.
             //
             // SAFETY: The buffer is the driver's.
@@ -297,48 +343,93 @@ impl Queue {
         }
     }
 
-    /// `start_streaming()`, before the driver.
-    pub(in crate::media) fn start(&self) {
-        self.ready.lock().streaming = true;
+    /// `start_streaming()`: lets the driver start.
+    pub(in crate::media) fn start(&self, start: impl FnOnce() -> Result) -> Result {
+        self.state.lock().phase = Phase::Starting;
+
+        let result = start();
+
+        match result {
+            Ok(()) => {
+                let mut state = self.state.lock();
+
+                state.phase = Phase::Streaming;
+                while let Some((vb, with)) = state.early.pop() {
+                    // SAFETY: By the type invariants.
+                    unsafe { Self::done(vb, with) };
+                }
+            }
+            Err(_) => self.end(bindings::vb2_buffer_state_VB2_BUF_STATE_QUEUED),
+        }
+        result
     }
 
-    /// `stop_streaming()`, after the driver; or when it could not start, with another state for the
-    /// buffers. Waits until those that the driver took are given back.
-    pub(in crate::media) fn stop(&self, state: bindings::vb2_buffer_state) {
-        let mut ready = self.ready.lock();
+    /// `stop_streaming()`, after the driver.
+    pub(in crate::media) fn stop(&self) {
+        self.end(bindings::vb2_buffer_state_VB2_BUF_STATE_ERROR);
+    }
 
-        ready.streaming = false;
-        while ready.taken != 0 {
-            self.given_back.wait(&mut ready);
+    /// Waits until the driver has given its buffers back, and gives back all others.
+    fn end(&self, with: bindings::vb2_buffer_state) {
+        let mut state = self.state.lock();
+
+        if state.phase == Phase::Streaming {
+            state.phase = Phase::Stopped;
         }
-        while let Some(vb) = ready.pop() {
-            drop(ready);
-            // SAFETY: The buffer is the driver's by the type invariants, and nobody else has a
-            // pointer to it now.
-            unsafe { bindings::vb2_buffer_done(&raw mut (*vb.as_ptr()).vb2_buf, state) };
-            ready = self.ready.lock();
+        while state.taken != 0 {
+            self.given_back.wait(&mut state);
         }
+        state.phase = Phase::Stopped;
+        while let Some((vb, _)) = state.early.pop().or_else(|| state.ready.pop()) {
+            // SAFETY: By the type invariants.
+            unsafe { Self::done(vb, with) };
+        }
+    }
+
+    /// With the lock held, so that frames do not overtake each other.
+    ///
+    /// # Safety
+    ///
+    /// The buffer must be in the state `VB2_BUF_STATE_ACTIVE`, and not be used again.
+    unsafe fn done(vb: NonNull<bindings::vb2_v4l2_buffer>, with: bindings::vb2_buffer_state) {
+        // SAFETY: By the safety requirements.
+        unsafe { bindings::vb2_buffer_done(&raw mut (*vb.as_ptr()).vb2_buf, with) };
     }
 
     /// # Safety
     ///
     /// The memory of the queue must be `M`.
     pub(in crate::media) unsafe fn take<M: MemOps>(&self) -> Option<Buffer<'_, M>> {
-        let mut ready = self.ready.lock();
+        let mut state = self.state.lock();
 
-        if !ready.streaming {
+        if state.phase == Phase::Stopped {
             return None;
         }
 
-        let vb = ready.pop()?;
+        let (vb, _) = state.ready.pop()?;
 
-        ready.taken += 1;
+        state.taken += 1;
         // INVARIANT: It is counted.
         Some(Buffer {
             // SAFETY: By the type invariants it is active, and the only pointer was taken here.
-            raw: ManuallyDrop::new(unsafe { RawBuffer::new(vb) }),
+            raw: unsafe { RawBuffer::new(vb) },
             queue: self,
         })
+    }
+
+    /// Takes a buffer back.
+    fn give_back(&self, vb: NonNull<bindings::vb2_v4l2_buffer>, with: bindings::vb2_buffer_state) {
+        let mut state = self.state.lock();
+
+        // There is room for all.
+        if state.phase != Phase::Starting || state.early.push(vb, with).is_err() {
+            // SAFETY: It is counted among those that the driver has, and not used again.
+            unsafe { Self::done(vb, with) };
+        }
+        state.taken -= 1;
+        if state.taken == 0 {
+            self.given_back.notify_all();
+        }
     }
 }
 
@@ -350,7 +441,7 @@ impl Queue {
 ///
 /// It is counted in `taken` of its queue.
 pub struct Buffer<'q, M: MemOps> {
-    raw: ManuallyDrop<RawBuffer<M>>,
+    raw: RawBuffer<M>,
     queue: &'q Queue,
 }
 
@@ -371,32 +462,17 @@ impl<M: MemOps> Buffer<'_, M> {
     pub fn done(self, sequence: u32, timestamp: Instant<Monotonic>) {
         self.raw.set_sequence(sequence);
         self.raw.set_timestamp(timestamp);
-        self.give_back(bindings::vb2_buffer_state_VB2_BUF_STATE_DONE);
-    }
+        // What is left would give it back again.
+        let this = ManuallyDrop::new(self);
 
-    fn give_back(self, state: bindings::vb2_buffer_state) {
-        let mut this = ManuallyDrop::new(self);
-
-        this.give_back_once(state);
-    }
-
-    /// Must be called once.
-    fn give_back_once(&mut self, state: bindings::vb2_buffer_state) {
-        // SAFETY: It is not used again: this is only called when `self` is not used any more.
-        unsafe { ManuallyDrop::take(&mut self.raw) }.done(state);
-
-        let mut ready = self.queue.ready.lock();
-
-        ready.taken -= 1;
-        if ready.taken == 0 {
-            // With the lock held, as the queue may be gone when it is not.
-            self.queue.given_back.notify_all();
-        }
+        this.queue
+            .give_back(this.raw.vb, bindings::vb2_buffer_state_VB2_BUF_STATE_DONE);
     }
 }
 
 impl<M: MemOps> Drop for Buffer<'_, M> {
     fn drop(&mut self) {
-        self.give_back_once(bindings::vb2_buffer_state_VB2_BUF_STATE_ERROR);
+        self.queue
+            .give_back(self.raw.vb, bindings::vb2_buffer_state_VB2_BUF_STATE_ERROR);
     }
 }
