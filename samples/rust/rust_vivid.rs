@@ -342,18 +342,18 @@ impl Thread for Worker {
                 }
             }
 
-            // Frames that are due already, when this is too slow, or nobody gives it buffers, are
-            // lost: their numbers are left out.
+            // A number is left out when nobody gave a buffer in time. When this is too slow itself,
+            // the next frame is late.
             let interval = device.settings.lock().interval;
-            let nanos = i64::from(interval.numerator) * 1_000_000_000
-                / i64::from(interval.denominator).max(1);
-            let interval = Delta::from_nanos(nanos);
 
-            due = due + interval;
             sequence = sequence.wrapping_add(1);
-            while (Instant::now() - due).as_nanos() > nanos {
-                due = due + interval;
-                sequence = sequence.wrapping_add(1);
+            due = due
+                + Delta::from_nanos(
+                    i64::from(interval.numerator) * 1_000_000_000
+                        / i64::from(interval.denominator).max(1),
+                );
+            if (Instant::now() - due).as_nanos() > 0 {
+                due = Instant::now();
             }
             current.sleep(due - Instant::now());
         }

@@ -5,9 +5,12 @@
  *
  *   capture device --(4 shared dma-bufs)--> m2m OUTPUT ... m2m CAPTURE --> check
  *
- * The shared dma-bufs come from one of the devices (VIDIOC_EXPBUF) or from a
- * dma-buf heap, and whoever did not make them imports them. Buffer i of the
+ * The shared dma-bufs come from one of the devices (VIDIOC_EXPBUF), a dma-buf
+ * heap or udmabuf, and whoever did not make them imports them. Buffer i of the
  * capture queue and buffer i of the m2m OUTPUT queue are the same memory.
+ *
+ * With --copy there is nothing shared: each device has buffers of its own, and
+ * frames are copied from the one to the other, as it was done before dma-buf.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -25,6 +28,7 @@
 #include <sys/mman.h>
 #include <linux/dma-buf.h>
 #include <linux/dma-heap.h>
+#include <linux/udmabuf.h>
 #include <linux/videodev2.h>
 
 #define NUM_BUFS	4
@@ -32,6 +36,7 @@
 #define BUFINFO		"/sys/kernel/debug/dma_buf/bufinfo"
 #define EXIT_USAGE	2
 #define EXIT_SKIP	4	/* what kselftest takes for "skipped" */
+#define CELLS		16	/* across a frame of rust_vivid, one for each bit of its number */
 
 struct queue {
 	const char *path;	/* of the device */
@@ -48,12 +53,13 @@ static struct queue result = { .name = "m2m capture", .type = V4L2_BUF_TYPE_VIDE
 /* The shared buffers, and those for the results, which only the m2m device and we see. */
 static int shared_fd[NUM_BUFS];
 static unsigned char *shared_map[NUM_BUFS];
+static unsigned char *input_map[NUM_BUFS];	/* with --copy */
 static unsigned char *result_map[NUM_BUFS];
 
-static const char *export, *out, *heap = "/dev/dma_heap/system";
+static const char *export, *out, *heap = "/dev/dma_heap/system", *attached = "";
 static const char *exporter_path;
-static unsigned int frames, width, height;
-static int flip, bufinfo;
+static unsigned int frames, width, height, fps;
+static int flip, bufinfo, counters, copy, cost;
 static size_t line_size, frame_size;	/* in bytes; RGB24 without any padding */
 
 static void __attribute__((noreturn, format(printf, 1, 2))) die(const char *fmt, ...)
@@ -81,8 +87,15 @@ static void __attribute__((noreturn)) usage(void)
 {
 	fprintf(stderr,
 		"usage: dmabuf-pipe --capture /dev/videoX --m2m /dev/videoY\n"
-		"                   --export capture|m2m|heap [--heap /dev/dma_heap/NAME]\n"
-		"                   [--frames N] [--flip] [--size WxH] [--out PREFIX] [--bufinfo]\n");
+		"                   --export capture|m2m|heap|udmabuf [--heap /dev/dma_heap/NAME]\n"
+		"                   or: --copy\n"
+		"                   [--frames N] [--fps N] [--flip] [--size WxH] [--out PREFIX]\n"
+		"                   [--counters] [--bufinfo] [--attached DEVICE,...] [--cost]\n"
+		"\n"
+		"--counters  the capture device is rust_vivid, which draws the number of a frame\n"
+		"            into it: none may be lost, come again, or be torn\n"
+		"--attached  in bufinfo, these devices are attached to each of the buffers\n"
+		"--cost      print what the CPUs did for a frame, and do not look at each byte\n");
 	exit(EXIT_USAGE);
 }
 
@@ -132,7 +145,7 @@ static void set_up_devices(void)
 {
 	struct v4l2_streamparm parm = {
 		.type = capture.type,
-		.parm.capture.timeperframe = { .numerator = 1, .denominator = 60 },
+		.parm.capture.timeperframe = { .numerator = 1, .denominator = fps },
 	};
 	struct v4l2_control vflip = { .id = V4L2_CID_VFLIP, .value = flip };
 
@@ -175,13 +188,43 @@ static int heap_buffer(int heap_fd)
 	return data.fd;
 }
 
-static unsigned char *map_buffer(const char *path, int fd, off_t offset)
+static int udmabuf_buffer(void)
 {
-	unsigned char *map = mmap(NULL, frame_size, PROT_READ, MAP_SHARED, fd, offset);
+	size_t page = sysconf(_SC_PAGESIZE);
+	struct udmabuf_create create = {
+		.flags = UDMABUF_FLAGS_CLOEXEC,
+		.size = (frame_size + page - 1) / page * page,
+	};
+	int dev = open_device("/dev/udmabuf"), mem, fd;
+
+	mem = memfd_create("dmabuf-pipe", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (mem < 0 || ftruncate(mem, create.size) < 0 || fcntl(mem, F_ADD_SEALS, F_SEAL_SHRINK) < 0)
+		die("memfd: %s", strerror(errno));
+	create.memfd = mem;
+	fd = ioctl(dev, UDMABUF_CREATE, &create);
+	if (fd < 0)
+		die("/dev/udmabuf: UDMABUF_CREATE: %s", strerror(errno));
+	close(mem);
+	close(dev);
+	return fd;
+}
+
+static unsigned char *map_buffer(const char *path, int fd, off_t offset, int prot)
+{
+	unsigned char *map = mmap(NULL, frame_size, prot, MAP_SHARED, fd, offset);
 
 	if (map == MAP_FAILED)
 		die("%s: mmap of a buffer: %s", path, strerror(errno));
 	return map;
+}
+
+/* A buffer of the queue's own. */
+static unsigned char *map_own(const struct queue *q, unsigned int index, int prot)
+{
+	struct v4l2_buffer b = { .type = q->type, .memory = q->memory, .index = index };
+
+	QUEUE_IOCTL(q, VIDIOC_QUERYBUF, &b);
+	return map_buffer(q->path, q->fd, b.m.offset, prot);
 }
 
 static void create_buffers(void)
@@ -190,27 +233,37 @@ static void create_buffers(void)
 	int heap_fd = -1;
 	unsigned int i;
 
-	capture.memory = V4L2_MEMORY_DMABUF;
-	input.memory = V4L2_MEMORY_DMABUF;
+	capture.memory = copy ? V4L2_MEMORY_MMAP : V4L2_MEMORY_DMABUF;
+	input.memory = capture.memory;
 	result.memory = V4L2_MEMORY_MMAP;
-	if (!strcmp(export, "heap")) {
+	if (copy) {
+		exporter_path = capture.path;
+	} else if (!strcmp(export, "heap")) {
+		exporter_path = heap;
 		heap_fd = open_device(heap);
+	} else if (!strcmp(export, "udmabuf")) {
+		exporter_path = "/dev/udmabuf";
 	} else {
 		exporter = !strcmp(export, "capture") ? &capture : &input;
 		exporter->memory = V4L2_MEMORY_MMAP;
+		exporter_path = exporter->path;
 	}
-	exporter_path = exporter ? exporter->path : heap;
 
 	request_buffers(&capture, NUM_BUFS);
 	request_buffers(&input, NUM_BUFS);
 	request_buffers(&result, NUM_BUFS);
 	for (i = 0; i < NUM_BUFS; i++) {
-		struct v4l2_buffer b = { .type = result.type, .memory = result.memory, .index = i };
-
-		shared_fd[i] = exporter ? export_buffer(exporter, i) : heap_buffer(heap_fd);
-		shared_map[i] = map_buffer(exporter_path, shared_fd[i], 0);
-		QUEUE_IOCTL(&result, VIDIOC_QUERYBUF, &b);
-		result_map[i] = map_buffer(result.path, result.fd, b.m.offset);
+		result_map[i] = map_own(&result, i, PROT_READ);
+		if (copy) {
+			shared_map[i] = map_own(&capture, i, PROT_READ);
+			input_map[i] = map_own(&input, i, PROT_READ | PROT_WRITE);
+			continue;
+		}
+		if (exporter)
+			shared_fd[i] = export_buffer(exporter, i);
+		else
+			shared_fd[i] = heap_fd >= 0 ? heap_buffer(heap_fd) : udmabuf_buffer();
+		shared_map[i] = map_buffer(exporter_path, shared_fd[i], 0, PROT_READ);
 	}
 	if (heap_fd >= 0)
 		close(heap_fd);
@@ -223,7 +276,10 @@ static void destroy_buffers(void)
 	for (i = 0; i < NUM_BUFS; i++) {
 		munmap(result_map[i], frame_size);
 		munmap(shared_map[i], frame_size);
-		close(shared_fd[i]);
+		if (copy)
+			munmap(input_map[i], frame_size);
+		else
+			close(shared_fd[i]);
 	}
 	request_buffers(&capture, 0);
 	request_buffers(&input, 0);
@@ -274,6 +330,8 @@ static void sync_shared(unsigned int index, __u64 flags)
 {
 	struct dma_buf_sync sync = { .flags = flags | DMA_BUF_SYNC_READ };
 
+	if (copy)
+		return;
 	if (ioctl(shared_fd[index], DMA_BUF_IOCTL_SYNC, &sync) < 0)
 		die("%s: DMA_BUF_IOCTL_SYNC of dma-buf %u: %s",
 		    exporter_path, index, strerror(errno));
@@ -298,24 +356,73 @@ static void compare(unsigned int frame, const unsigned char *in, const unsigned 
 	}
 }
 
+/* The number that a line shows, or -1 if it shows something else. */
+static int number_in(const unsigned char *line)
+{
+	unsigned int cell = width / CELLS, number = 0, i, x;
+
+	for (x = 0; x < width; x++) {
+		const unsigned char *pixel = line + 3 * x;
+		int white = pixel[0] >= 128;
+
+		i = x / cell;
+		if ((pixel[1] >= 128) != white || (pixel[2] >= 128) != white)
+			return -1;
+		if (i >= CELLS ? white : x % cell && white != (int)(number >> i & 1))
+			return -1;
+		if (i < CELLS && white)
+			number |= 1 << i;
+	}
+	return number;
+}
+
+/*
+ * A frame of rust_vivid shows its number in the first and the last sixteenth of its lines. What is
+ * between them is the same in all lines, but not in two frames that follow each other.
+ */
+static void check_number(const char *path, const unsigned char *frame, __u32 sequence)
+{
+	unsigned int band = height / CELLS ? height / CELLS : 1, y;
+	int want = sequence & 0xffff;
+
+	for (y = 0; y < height; y++) {
+		const unsigned char *line = frame + y * line_size;
+
+		if (y < band || y >= height - band) {
+			int number = number_in(line);
+
+			if (number != want)
+				die("%s: frame %u is torn or another: line %u shows %d", path,
+				    sequence, y, number);
+		} else if (memcmp(line, frame + band * line_size, line_size)) {
+			die("%s: frame %u is torn: line %u differs", path, sequence, y);
+		}
+	}
+}
+
+static unsigned char *keep(const unsigned char *data)
+{
+	unsigned char *kept = malloc(frame_size);
+
+	if (!kept)
+		die("%s", strerror(ENOMEM));
+	return memcpy(kept, data, frame_size);
+}
+
 static void write_ppm(const char *what, const unsigned char *data)
 {
-	/* A file system may want the pages of what it writes, which some mappings have none of. */
-	unsigned char *copy = malloc(frame_size);
 	char *path;
 	FILE *f;
 
-	if (!copy || asprintf(&path, "%s-%s.ppm", out, what) < 0)
+	if (asprintf(&path, "%s-%s.ppm", out, what) < 0)
 		die("%s", strerror(ENOMEM));
-	memcpy(copy, data, frame_size);
 	f = fopen(path, "wb");
 	if (!f)
 		die("%s: open: %s", path, strerror(errno));
 	fprintf(f, "P6\n%u %u\n255\n", width, height);
-	if (fwrite(copy, frame_size, 1, f) != 1 || fclose(f))
+	if (fwrite(data, frame_size, 1, f) != 1 || fclose(f))
 		die("%s: write: %s", path, strerror(errno));
 	free(path);
-	free(copy);
 }
 
 /* 64-bit FNV-1a */
@@ -340,28 +447,61 @@ static unsigned int add_distinct(uint64_t *sums, unsigned int num, uint64_t sum)
 	return i < num ? num : num + 1;
 }
 
-static void print_bufinfo(void)
+/* Whether a name is in a list with commas. */
+static int is_in(const char *list, const char *name)
 {
+	size_t len = strlen(name);
+	const char *at;
+
+	for (at = list; (at = strstr(at, name)); at += len)
+		if ((at == list || at[-1] == ',') && (!at[len] || at[len] == ','))
+			return 1;
+	return 0;
+}
+
+/* Prints bufinfo if wanted, and checks who is attached. Nobody else has buffers. */
+static void look_at_bufinfo(void)
+{
+	unsigned int expected = 0, found = 0;
 	FILE *f = fopen(BUFINFO, "r");
-	char line[512];
+	const char *at;
+	char line[512], name[128];
 
 	if (!f)
 		die("%s: open: %s", BUFINFO, strerror(errno));
-	printf("--- bufinfo ---\n");
-	while (fgets(line, sizeof(line), f))
-		fputs(line, stdout);
+	for (at = attached; at && *at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL)
+		expected += NUM_BUFS;
+	if (bufinfo)
+		printf("--- bufinfo ---\n");
+	while (fgets(line, sizeof(line), f)) {
+		if (bufinfo)
+			fputs(line, stdout);
+		if (line[0] == '\t' && sscanf(line, "\t%127s", name) == 1 && is_in(attached, name))
+			found++;
+	}
 	if (ferror(f))
 		die("%s: read: %s", BUFINFO, strerror(errno));
-	printf("--- end of bufinfo ---\n");
+	if (bufinfo)
+		printf("--- end of bufinfo ---\n");
 	fclose(f);
+	if (found != expected)
+		die("%s: %u times one of \"%s\" is attached to %u buffers, not %u times", BUFINFO,
+		    found, attached, NUM_BUFS, expected);
 }
 
-/* Moves and checks all frames; returns how many of them were distinct. */
-static unsigned int run_pipe(void)
+/* What run_pipe() found. */
+static struct {
+	unsigned int distinct;
+	__u32 first, last;	/* sequence numbers */
+	unsigned int late;	/* frames that had no buffer to go to */
+	unsigned char *input, *output;	/* the first frame, to be written when there is time */
+} found;
+
+/* Moves and checks all frames. */
+static void run_pipe(void)
 {
 	uint64_t *sums = calloc(frames, sizeof(*sums));
-	unsigned int frame, distinct = 0;
-	__u32 first = 0, last = 0;	/* sequence numbers */
+	unsigned int frame;
 
 	if (!sums)
 		die("calloc: %s", strerror(errno));
@@ -370,30 +510,41 @@ static unsigned int run_pipe(void)
 		struct v4l2_buffer in, res;
 		const unsigned char *in_map, *res_map;
 
-		if (bufinfo && frame == frames / 2)
-			print_bufinfo();
+		if ((bufinfo || *attached) && frame == frames / 2)
+			look_at_bufinfo();
 
 		in = dequeue(&capture);
 		/* Not "<=": vivid repeats a number if drawing takes most of a frame period. */
-		if (frame && in.sequence < last)
-			die("%s: sequence number %u after %u", capture.path, in.sequence, last);
-		last = in.sequence;
+		if (frame && (in.sequence < found.last || (counters && in.sequence == found.last)))
+			die("%s: sequence number %u after %u", capture.path, in.sequence,
+			    found.last);
+		if (frame && in.sequence > found.last)
+			found.late += in.sequence - found.last - 1;
+		found.last = in.sequence;
 		if (!frame)
-			first = last;
+			found.first = found.last;
 
+		in_map = shared_map[in.index];
+		if (copy)
+			memcpy(input_map[in.index], in_map, frame_size);
 		enqueue(&input, in.index);
 		res = dequeue(&result);
 		if (dequeue(&input).index != in.index)
 			QUEUE_DIE(&input, "returned another buffer than %u", in.index);
 
-		in_map = shared_map[in.index];
 		res_map = result_map[res.index];
 		sync_shared(in.index, DMA_BUF_SYNC_START);
-		compare(frame, in_map, res_map);
-		distinct = add_distinct(sums, distinct, checksum(in_map));
+		if (!cost) {
+			compare(frame, in_map, res_map);
+			found.distinct = add_distinct(sums, found.distinct, checksum(in_map));
+			if (counters)
+				check_number(result.path, res_map, in.sequence);
+		} else if (counters && number_in(res_map) != (int)(in.sequence & 0xffff)) {
+			die("%s: frame %u shows %d", result.path, in.sequence, number_in(res_map));
+		}
 		if (out && !frame) {
-			write_ppm("input", in_map);
-			write_ppm("output", res_map);
+			found.input = keep(in_map);
+			found.output = keep(res_map);
 		}
 		sync_shared(in.index, DMA_BUF_SYNC_END);
 
@@ -402,26 +553,39 @@ static unsigned int run_pipe(void)
 	}
 	free(sums);
 
-	if (frames >= 10 && last == first)
-		die("%s: all %u frames have sequence number %u", capture.path, frames, last);
-	if (frames >= 10 && distinct < 2)
+	if (frames >= 10 && found.last == found.first)
+		die("%s: all %u frames have sequence number %u", capture.path, frames, found.last);
+	if (!cost && frames >= 10 && found.distinct < 2)
 		die("%s: all %u frames are the same, which proves little", capture.path, frames);
-	return distinct;
 }
 
-static double now(void)
+/* The time that all CPUs were not idle, in ms. */
+static double busy(void)
+{
+	unsigned long long t[8];
+	FILE *f = fopen("/proc/stat", "r");
+
+	if (!f || fscanf(f, "cpu %llu %llu %llu %llu %llu %llu %llu %llu", &t[0], &t[1], &t[2], &t[3],
+			 &t[4], &t[5], &t[6], &t[7]) != 8)
+		die("/proc/stat: %s", strerror(errno));
+	fclose(f);
+	return (t[0] + t[1] + t[2] + t[5] + t[6]) * 1e3 / sysconf(_SC_CLK_TCK);
+}
+
+static double now(clockid_t clock)
 {
 	struct timespec ts;
 
-	clock_gettime(CLOCK_MONOTONIC, &ts);
+	clock_gettime(clock, &ts);
 	return ts.tv_sec + ts.tv_nsec / 1e9;
 }
 
 static void parse_options(int argc, char **argv)
 {
-	const char *frames_arg = "30", *size_arg = "640x360";
+	const char *frames_arg = "30", *size_arg = "640x360", *fps_arg = "60";
 	const char **args[] = {
-		&capture.path, &input.path, &export, &heap, &out, &frames_arg, &size_arg,
+		&capture.path, &input.path, &export, &heap, &out, &frames_arg, &size_arg, &fps_arg,
+		&attached,
 	};
 	const struct option options[] = {	/* ends in the index in args, or the value */
 		{ "capture", required_argument, NULL, 0 },
@@ -431,8 +595,13 @@ static void parse_options(int argc, char **argv)
 		{ "out", required_argument, NULL, 4 },
 		{ "frames", required_argument, NULL, 5 },
 		{ "size", required_argument, NULL, 6 },
+		{ "fps", required_argument, NULL, 7 },
+		{ "attached", required_argument, NULL, 8 },
 		{ "flip", no_argument, &flip, 1 },
 		{ "bufinfo", no_argument, &bufinfo, 1 },
+		{ "counters", no_argument, &counters, 1 },
+		{ "copy", no_argument, &copy, 1 },
+		{ "cost", no_argument, &cost, 1 },
 		{ }
 	};
 	char end;
@@ -444,13 +613,15 @@ static void parse_options(int argc, char **argv)
 		if (optarg)
 			*args[c] = optarg;
 	}
-	if (optind != argc || !capture.path || !input.path || !export ||
-	    (strcmp(export, "capture") && strcmp(export, "m2m") && strcmp(export, "heap")) ||
+	if (optind != argc || !capture.path || !input.path || !export == !copy ||
+	    (export && !is_in("capture,m2m,heap,udmabuf", export)) ||
 	    sscanf(frames_arg, "%6u%c", &frames, &end) != 1 ||
+	    sscanf(fps_arg, "%3u%c", &fps, &end) != 1 ||
 	    sscanf(size_arg, "%4ux%4u%c", &width, &height, &end) != 2)
 		usage();
 	/* scanf() reads -1 as a large number. */
-	if (frames - 1 > 999998 || width - 1 > 9998 || height - 1 > 9998)
+	if (frames - 1 > 999998 || width - 1 > 9998 || height - 1 > 9998 || fps - 1 > 998 ||
+	    (counters && width < CELLS))
 		usage();
 	result.path = input.path;
 	line_size = 3 * width;
@@ -460,8 +631,8 @@ static void parse_options(int argc, char **argv)
 int main(int argc, char **argv)
 {
 	struct v4l2_capability capture_cap, m2m_cap;
-	unsigned int i, distinct;
-	double start, seconds;
+	double start, seconds, all, own;
+	unsigned int i;
 
 	parse_options(argc, argv);
 	open_queue(&capture, V4L2_CAP_VIDEO_CAPTURE, &capture_cap);
@@ -476,19 +647,40 @@ int main(int argc, char **argv)
 	}
 	QUEUE_IOCTL(&input, VIDIOC_STREAMON, &input.type);
 	QUEUE_IOCTL(&result, VIDIOC_STREAMON, &result.type);
+	all = busy();
+	own = now(CLOCK_PROCESS_CPUTIME_ID);
+	start = now(CLOCK_MONOTONIC);
 	QUEUE_IOCTL(&capture, VIDIOC_STREAMON, &capture.type);
 
-	start = now();
-	distinct = run_pipe();
-	seconds = now() - start;
+	run_pipe();
+	seconds = now(CLOCK_MONOTONIC) - start;
+	own = now(CLOCK_PROCESS_CPUTIME_ID) - own;
+	all = busy() - all;
 
 	QUEUE_IOCTL(&capture, VIDIOC_STREAMOFF, &capture.type);
 	QUEUE_IOCTL(&input, VIDIOC_STREAMOFF, &input.type);
 	QUEUE_IOCTL(&result, VIDIOC_STREAMOFF, &result.type);
 	destroy_buffers();
+	if (out) {
+		write_ppm("input", found.input);
+		write_ppm("output", found.output);
+	}
 
-	printf("dmabuf-pipe: %u frames from %s through %s, %s exports, ",
-	       frames, capture_cap.card, m2m_cap.card, export);
-	printf("all equal (%u distinct), %.1f fps\n", distinct, frames / seconds);
+	printf("dmabuf-pipe: %u frames from %s through %s, ", frames, capture_cap.card, m2m_cap.card);
+	if (copy)
+		printf("copied");
+	else
+		printf("%s exports", export);
+	if (!cost)
+		printf(", all equal (%u distinct)", found.distinct);
+	if (counters)
+		printf(", numbers %u to %u, none lost, repeated or torn", found.first, found.last);
+	if (counters && found.late)
+		printf(" (%u came when no buffer was free)", found.late);
+	printf(", %.1f fps", frames / seconds);
+	if (cost)
+		printf(", %.1f ms of CPU per frame, %.2f of them in this program", all / frames,
+		       own * 1e3 / frames);
+	printf("\n");
 	return 0;
 }

@@ -56,6 +56,7 @@ udmabuf() {
 sync_suite() { cd $programs/sync && ./sync_test; }
 dmabuf() { cd $programs/dma-buf && ./dmabuf; }
 rust_dma_buf() { cd $programs/dma-buf && ./rust_dma_buf; }
+rust_v4l2() { cd $programs/dma-buf && "./$1"; }
 
 # hold ARGUMENT...: make a buffer and hold it in the background, until "kill $held".
 hold() {
@@ -120,7 +121,7 @@ unload() {
 	local m
 	cat /sys/kernel/debug/dma_buf/bufinfo >/tmp/bufinfo
 	check "no buffer is left" grep -qx "Total 0 objects, 0 bytes" /tmp/bufinfo
-	for m in vivid vim2m rust_dma_buf; do
+	for m in vivid vim2m rust_dma_buf rust_vivid rust_vim2m; do
 		check "$m unloads" modprobe -r $m
 	done
 	sed 's/^/# /' /tmp/bufinfo
@@ -149,13 +150,34 @@ kmemleak() {
 	echo "1..$n"
 }
 
-# Frames from vivid through vim2m, by every way to share the buffers.
+# Frames from a capture device through a mem2mem device, by every way to share the buffers: both of
+# them in Rust, one of them, none.
 pipelines() {
-	local contig vmalloc m2m
+	local contig vmalloc m2m export
 	contig=$(node vivid-000-vid-cap)
 	vmalloc=$(node vivid-001-vid-cap)
-	m2m=$(node vim2m)
+	m2m=$(node rust_vim2m)
 	local pipe="$programs/dmabuf-pipe --m2m $m2m --frames 30"
+	local rust="--capture $(node rust_vivid) --counters --fps 15"
+	check "Rust: capture exports" $pipe $rust --export capture --attached rust_vim2m
+	check "Rust: mem2mem exports" $pipe $rust --export m2m --attached rust_vivid
+	check "Rust: system heap exports" $pipe $rust --export heap --attached rust_vivid,rust_vim2m
+	check "Rust: udmabuf exports" $pipe $rust --export udmabuf --attached rust_vivid,rust_vim2m
+	check "Rust: the picture is turned over" $pipe $rust --export capture --flip
+	check "Rust: copied by user space" $pipe $rust --copy
+	check "vivid (dma-contig) exports, Rust imports" \
+		$pipe --capture "$contig" --export capture --attached rust_vim2m
+	check "vivid (vmalloc) exports, Rust imports" \
+		$pipe --capture "$vmalloc" --export capture --attached rust_vim2m
+	check "Rust exports, vivid imports" $pipe --capture "$vmalloc" --export m2m
+	check "CMA heap exports, vivid and Rust import" $pipe --capture "$contig" --export heap \
+		--heap "$(cma_heap)" --attached vivid.0,rust_vim2m
+	m2m=$(node vim2m)
+	pipe="$programs/dmabuf-pipe --m2m $m2m --frames 30"
+	check "Rust exports, vim2m imports" $pipe $rust --export capture
+	check "vim2m exports, Rust imports" $pipe $rust --export m2m --attached rust_vivid
+	check "udmabuf exports, Rust and vim2m import" $pipe $rust --export udmabuf \
+		--attached rust_vivid
 	check "vivid (dma-contig) exports" $pipe --capture "$contig" --export capture
 	check "vivid (vmalloc) exports" $pipe --capture "$vmalloc" --export capture
 	check "vim2m exports" $pipe --capture "$vmalloc" --export m2m
@@ -202,10 +224,10 @@ compliance() {
 modprobe vivid n_devs=3 allocators=1,0,1
 modprobe vim2m
 modprobe vgem
-modprobe rust_dma_buf
+modprobe -a rust_dma_buf rust_vivid rust_vim2m
 [ ! -e /sys/kernel/debug/dma-api/all_errors ] || echo 1 >/sys/kernel/debug/dma-api/all_errors
-export -f kunit heaps udmabuf sync_suite dmabuf rust_dma_buf hold let_go text module unload pipelines
-export -f check node cma_heap frames compliance kmemleak
+export -f kunit heaps udmabuf sync_suite dmabuf rust_dma_buf rust_v4l2 hold let_go text module
+export -f unload pipelines check node cma_heap frames compliance kmemleak
 export programs n
 
 suite kunit 60 bash -c kunit
@@ -215,10 +237,17 @@ suite sync 300 bash -c sync_suite
 suite dma-buf 300 bash -c dmabuf
 suite rust-dma-buf 300 bash -c rust_dma_buf
 suite text 60 bash -c text
+suite rust-vivid-test 300 bash -c "rust_v4l2 rust_vivid"
+suite rust-vim2m-test 300 bash -c "rust_v4l2 rust_vim2m"
+suite rust-v4l2-test 300 bash -c "rust_v4l2 rust_v4l2"
 suite vivid 300 v4l2-compliance -s -d "$(node vivid-000-vid-cap)"
 suite vivid-dmabuf 300 bash -c "compliance $(node vivid-000-vid-cap) $(node vivid-002-vid-cap)"
 suite vim2m 300 v4l2-compliance -s -d "$(node vim2m)"
 suite vim2m-dmabuf 300 bash -c "compliance $(node vim2m) $(node vivid-001-vid-cap)"
+suite rust-vivid 300 v4l2-compliance -s -d "$(node rust_vivid)"
+suite rust-vivid-dmabuf 300 bash -c "compliance $(node rust_vivid) $(node vivid-001-vid-cap)"
+suite rust-vim2m 300 v4l2-compliance -s -d "$(node rust_vim2m)"
+suite rust-vim2m-dmabuf 300 bash -c "compliance $(node rust_vim2m) $(node rust_vivid)"
 suite pipelines 300 bash -c pipelines
 suite module 60 bash -c module
 suite unload 60 bash -c unload

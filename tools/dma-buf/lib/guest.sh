@@ -157,8 +157,9 @@ read_compliance() {
 }
 
 # The suites of tests.sh. One without a log did not run.
-GUEST_SUITES=(kunit dmabuf-heaps udmabuf sync dma-buf rust-dma-buf text vivid vivid-dmabuf vim2m vim2m-dmabuf pipelines
-	module unload kmemleak)
+GUEST_SUITES=(kunit dmabuf-heaps udmabuf sync dma-buf rust-dma-buf text rust-vivid-test rust-vim2m-test
+	rust-v4l2-test vivid vivid-dmabuf vim2m vim2m-dmabuf rust-vivid rust-vivid-dmabuf rust-vim2m
+	rust-vim2m-dmabuf pipelines module unload kmemleak)
 
 # read_suites DIR RESULTS: read every log that tests.sh wrote.
 read_suites() {
@@ -170,7 +171,8 @@ read_suites() {
 			continue
 		fi
 		case $suite in
-		vivid* | vim2m*) read_compliance "$dir/$suite.log" ;;
+		*-test) read_tap "$dir/$suite.log" ;;
+		vivid* | vim2m* | rust-vivid* | rust-vim2m*) read_compliance "$dir/$suite.log" ;;
 		*) read_tap "$dir/$suite.log" ;;
 		esac >"$results/$suite"
 		grep -q . "$results/$suite" || printf 'fail\t(no results)\n' >"$results/$suite"
@@ -182,6 +184,17 @@ read_suites() {
 		*) printf 'fail\t(exit code %s)\n' "$rc" >>"$results/$suite" ;;
 		esac
 	done
+	for suite in vivid vivid-dmabuf vim2m vim2m-dmabuf; do
+		[ "$(warnings "$results/rust-$suite")" -le "$(warnings "$results/$suite")" ] ||
+			printf 'fail\t(more warnings than %s)\n' "$suite" >>"$results/rust-$suite"
+	done
+}
+
+# How many warnings v4l2-compliance had.
+warnings() {
+	local count
+	count=$(sed -n 's/^pass\t(\([0-9]*\) warnings)$/\1/p' "$1")
+	echo "${count:-0}"
 }
 
 # known_failures RESULTS: turn failures that are not the project's into skips with their reason.
