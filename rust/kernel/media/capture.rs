@@ -292,8 +292,8 @@ unsafe impl<T: Driver> Sealed for Capture<T> {
 
 impl<T: Driver> VideoNode for Capture<T> {}
 
-/// The operations of the queue, all called by the C side with pointers to the queue of a [`Capture`]
-/// or to a buffer of it.
+/// The operations of the queue, all called by the C side with pointers to the queue of a
+/// [`Capture`] or to a buffer of it.
 struct Ops<T>(PhantomData<T>);
 
 impl<T: Driver> Ops<T> {

@@ -320,8 +320,8 @@ pub struct Context<T: Driver> {
     /// The lock of both queues.
     #[pin]
     lock: Opaque<bindings::mutex>,
-    /// How many jobs there are. They keep the context: it waits for them before it ends. A spinlock,
-    /// because the context may be gone as soon as this is released.
+    /// How many jobs there are. They keep the context: it waits for them before it ends. A
+    /// spinlock, because the context may be gone as soon as this is released.
     #[pin]
     jobs: SpinLock<usize>,
     #[pin]
@@ -392,8 +392,8 @@ impl<T: Driver> Context<T> {
                     }
                 }),
                 fh <- Opaque::ffi_init(|fh: *mut bindings::v4l2_fh| {
-                    // SAFETY: The handle is to be zeroed before, the video device is registered, and
-                    // the controls are initialised.
+                    // SAFETY: The handle is to be zeroed before, the video device is registered,
+                    // and the controls are initialised.
                     unsafe {
                         fh.write_bytes(0, 1);
                         bindings::v4l2_fh_init(fh, vdev);

@@ -13,12 +13,13 @@
 //!
 //! # Who owns what
 //!
-//! A driver makes a [`v4l2::Device`] in its probe, then a [`capture::Capture`] or an [`m2m::Device`],
-//! which has all the driver's data, and registers it. What was registered is unregistered when the
-//! device is unbound, and is freed when the last file is closed and the driver's own references are
-//! dropped: files may be open long after the device is gone. Ioctls that run at that time are not
-//! waited for, so callbacks have no bound device. Where they need one, they ask for it:
-//! [`v4l2::Device::enter`] keeps the device bound until it is dropped, or says that it is gone.
+//! A driver makes a [`v4l2::Device`] in its probe, then a [`capture::Capture`] or an
+//! [`m2m::Device`], which has all the driver's data, and registers it. What was registered is
+//! unregistered when the device is unbound, and is freed when the last file is closed and the
+//! driver's own references are dropped: files may be open long after the device is gone. Ioctls
+//! that run at that time are not waited for, so callbacks have no bound device. Where they need
+//! one, they ask for it: [`v4l2::Device::enter`] keeps the device bound until it is dropped, or
+//! says that it is gone.
 //!
 //! Callbacks of one device run at the same time, in several tasks. So they have `&self`, and what
 //! changes is behind a lock, or atomic.
@@ -26,9 +27,9 @@
 //! # Buffers
 //!
 //! A buffer that is queued belongs to the driver until it is done. It has it as a value that its
-//! completion consumes, [`vb2::Buffer`] or [`m2m::Job`]: there is nothing left to touch a buffer with
-//! that belongs to user space again. Dropped, it completes with an error. Streaming does not end
-//! before all have been given back.
+//! completion consumes, [`vb2::Buffer`] or [`m2m::Job`]: there is nothing left to touch a buffer
+//! with that belongs to user space again. Dropped, it completes with an error. Streaming does not
+//! end before all have been given back.
 //!
 //! Frames are written and read by copies, in process context, and between the begin and the end of
 //! an access by the CPU, that other devices see: user space, and other devices, may access the same

@@ -193,8 +193,8 @@ impl<N: VideoNode> Unregistered<N> {
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] if the device is not bound any more; [`ENFILE`] if there are as many video devices
-    /// as there can be; [`ENOMEM`].
+    /// [`ENODEV`] if the device is not bound any more; [`ENFILE`] if there are as many video
+    /// devices as there can be; [`ENOMEM`].
     pub fn register(self) -> Result<Arc<N>> {
         let node = self.0;
         let vdev = node.node().as_raw();

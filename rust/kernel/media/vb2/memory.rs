@@ -58,8 +58,8 @@ use core::{
 /// A kind of memory that buffers are made of: their own, and that which is imported.
 ///
 /// All functions run in process context, and may sleep. Those that get a bound device are only
-/// called while it is; what they return may outlive the binding, so it has to give up by itself what
-/// needs it, as [`Devres`] does.
+/// called while it is; what they return may outlive the binding, so it has to give up by itself
+/// what needs it, as [`Devres`] does.
 ///
 /// C source: `struct vb2_mem_ops`. [`Pages`] implements it for ordinary memory.
 pub trait MemOps: Sized + 'static {
@@ -628,8 +628,8 @@ impl<M: MemOps, H: QueueHost> Table<M, H> {
 
         from_result(|| {
             let bound = import.device.enter().ok_or(ENODEV)?;
-            // The device is the CPU here: whichever way the frames go, it reads and writes. And only
-            // such a mapping may be synchronised for either.
+            // The device is the CPU here: whichever way the frames go, it reads and writes. And
+            // only such a mapping may be synchronised for either.
             let mapping = M::map(&import.attachment, &bound, DataDirection::Bidirectional)?;
 
             // SAFETY: By the type invariants nobody else uses it now.

@@ -161,8 +161,8 @@ impl Ring {
 enum Phase {
     /// The driver must not take buffers.
     Stopped,
-    /// It may, but they are not given back before it is known whether it could start: the core wants
-    /// all of them as they were if not.
+    /// It may, but they are not given back before it is known whether it could start: the core
+    /// wants all of them as they were if not.
     Starting,
     /// It may.
     Streaming,
@@ -220,8 +220,8 @@ pub(in crate::media) struct QueueInit {
 ///
 /// # Safety
 ///
-/// `queue` must be valid for writes, and all that `init` has must fit it: the operations must be for
-/// the private data, and all of it must be valid as long as the queue is.
+/// `queue` must be valid for writes, and all that `init` has must fit it: the operations must be
+/// for the private data, and all of it must be valid as long as the queue is.
 pub(in crate::media) unsafe fn init_queue(
     queue: *mut bindings::vb2_queue,
     init: &QueueInit,
@@ -457,8 +457,8 @@ impl<M: MemOps> Buffer<'_, M> {
 
     /// Gives the buffer back to user space, with a frame in it. Process context.
     ///
-    /// `sequence` is the number of the frame since streaming started, with a gap for those that were
-    /// lost. `timestamp` is the time of the frame.
+    /// `sequence` is the number of the frame since streaming started, with a gap for those that
+    /// were lost. `timestamp` is the time of the frame.
     pub fn done(self, sequence: u32, timestamp: Instant<Monotonic>) {
         self.raw.set_sequence(sequence);
         self.raw.set_timestamp(timestamp);
