@@ -195,7 +195,11 @@ static int udmabuf_buffer(void)
 		.flags = UDMABUF_FLAGS_CLOEXEC,
 		.size = (frame_size + page - 1) / page * page,
 	};
-	int dev = open_device("/dev/udmabuf"), mem, fd;
+	struct dma_buf_sync sync[] = {
+		{ .flags = DMA_BUF_SYNC_START | DMA_BUF_SYNC_RW },
+		{ .flags = DMA_BUF_SYNC_END | DMA_BUF_SYNC_RW },
+	};
+	int dev = open_device("/dev/udmabuf"), mem, fd, i;
 
 	mem = memfd_create("dmabuf-pipe", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (mem < 0 || ftruncate(mem, create.size) < 0 || fcntl(mem, F_ADD_SEALS, F_SEAL_SHRINK) < 0)
@@ -204,6 +208,10 @@ static int udmabuf_buffer(void)
 	fd = ioctl(dev, UDMABUF_CREATE, &create);
 	if (fd < 0)
 		die("/dev/udmabuf: UDMABUF_CREATE: %s", strerror(errno));
+	/* It is mapped once, for the first access, and keeps the direction of that. */
+	for (i = 0; i < 2; i++)
+		if (ioctl(fd, DMA_BUF_IOCTL_SYNC, &sync[i]) < 0)
+			die("/dev/udmabuf: DMA_BUF_IOCTL_SYNC: %s", strerror(errno));
 	close(mem);
 	close(dev);
 	return fd;
