@@ -7,7 +7,7 @@
 //!
 //! The first and the last sixteenth of a frame, from top to bottom, show its number: sixteen cells
 //! of a sixteenth of the width, white for each bit of the number that is set, the lowest at the
-//! left. Between them is the pattern.
+//! left unless the picture is flipped. Between them is the pattern.
 
 use kernel::{
     device::{
@@ -329,16 +329,15 @@ impl Thread for Worker {
         let mut sequence = 0u32;
 
         while !current.should_stop() {
-            let now = Instant::<Monotonic>::now();
-
             if let Some(mut buffer) = device.next_buffer() {
-                // Dropping the buffer tells user space of the error.
-                if buffer
+                let result = buffer
                     .access()
-                    .and_then(|frame| canvas.paint(&device, frame, sequence))
-                    .is_ok()
-                {
-                    buffer.done(sequence, now);
+                    .and_then(|frame| canvas.paint(&device, frame, sequence));
+                let now = Instant::now();
+
+                match result {
+                    Ok(()) => buffer.done(sequence, now),
+                    Err(_) => buffer.error(sequence, now),
                 }
             }
 

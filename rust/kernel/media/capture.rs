@@ -284,8 +284,9 @@ unsafe impl<T: Driver> Sealed for Capture<T> {
         &self.node
     }
 
-    fn unregister(&self) {
-        // SAFETY: The video device is registered. This ends streaming, with the lock of the queue.
+    unsafe fn unregister(&self) {
+        // SAFETY: The video device is registered by the safety requirements. This ends streaming,
+        // with the lock of the queue.
         unsafe { bindings::vb2_video_unregister_device(self.node.as_raw()) };
     }
 }

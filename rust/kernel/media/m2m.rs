@@ -85,6 +85,7 @@ pub trait Driver: Send + Sync + Sized + 'static {
     ///
     /// Process context, maybe with the lock of the context's queues held. To wait for a job, or to
     /// close or stop the context, takes as long as the job does; so it is to be done by a thread.
+    /// The last reference to the device must not be dropped here.
     fn device_run(job: Job<Self>);
 
     /// A queue of a context starts. Called with the lock of the queues held. May sleep. If this
@@ -293,8 +294,8 @@ unsafe impl<T: Driver> Sealed for Device<T> {
         &self.node
     }
 
-    fn unregister(&self) {
-        // SAFETY: The video device is registered.
+    unsafe fn unregister(&self) {
+        // SAFETY: The video device is registered by the safety requirements.
         unsafe { bindings::video_unregister_device(self.node.as_raw()) };
         for ctx in self.contexts.lock().iter() {
             // SAFETY: What is on the list is open, for as long as that is locked.
@@ -573,7 +574,7 @@ impl<T: Driver> Job<T> {
         // SAFETY: While a job runs, the core leaves the buffers alone.
         let buffers = unsafe { (ctx.next(Direction::Output), ctx.next(Direction::Capture)) };
 
-        if let (Some(src), Some(dst)) = buffers {
+        if let (Some(mut src), Some(mut dst)) = buffers {
             src.set_sequence(ctx.sequences.of(Direction::Output).fetch_add(1, Relaxed));
             dst.set_sequence(ctx.sequences.of(Direction::Capture).fetch_add(1, Relaxed));
             // INVARIANT: It was counted above.

@@ -62,13 +62,19 @@ pub struct Device {
     /// The video devices, or none when there cannot be any more.
     #[pin]
     nodes: Mutex<Option<KVec<RegisteredNode>>>,
+    /// Those that are not registered any more. What drivers drop with them may remove other devices
+    /// of the bus, so that is done outside of the notifier.
+    #[pin]
+    gone: Mutex<KVec<RegisteredNode>>,
 }
 
 /// A video device that is registered. Its kind is known to the function alone.
 pub(super) struct RegisteredNode {
     pub(super) node: NonNull<c_void>,
-    /// Unregisters the video device, and drops the reference that `node` is.
+    /// Unregisters the video device.
     pub(super) unregister: unsafe fn(NonNull<c_void>),
+    /// Drops the reference that `node` is.
+    pub(super) drop: unsafe fn(NonNull<c_void>),
 }
 
 // SAFETY: Video devices belong to no task.
@@ -121,6 +127,7 @@ impl Device {
                 unbound: Atomic::new(false),
                 parent: parent.into(),
                 nodes <- new_mutex!(Some(KVec::new())),
+                gone <- new_mutex!(KVec::new()),
             }),
             GFP_KERNEL,
         )?;
@@ -199,11 +206,12 @@ impl Device {
 
     /// Ends all that needs the device to be bound.
     fn unbind(&self) {
-        let nodes = self.nodes.lock().take();
-
-        for node in nodes.into_iter().flatten() {
-            // SAFETY: The function is for the node, which was taken off the list.
-            unsafe { (node.unregister)(node.node) };
+        if let Some(nodes) = self.nodes.lock().take() {
+            for node in nodes.iter() {
+                // SAFETY: The function is for the node, which was taken off the list.
+                unsafe { (node.unregister)(node.node) };
+            }
+            *self.gone.lock() = nodes;
         }
         self.unbound.store(true, Release);
         self.readers.synchronize();
@@ -224,13 +232,19 @@ struct Binding(Arc<Device>);
 
 impl Drop for Binding {
     fn drop(&mut self) {
-        // The notifier has done it, unless the core unbinds without telling, as for
-        // `CONFIG_DEBUG_TEST_DRIVER_REMOVE`.
+        // The notifier has done it, unless it could not be registered.
         self.0.unbind();
         // SAFETY: It was registered in `Device::new`.
         unsafe {
             bindings::bus_unregister_notifier((*self.0.parent.as_raw()).bus, self.0.notifier.get())
         };
+
+        let gone = core::mem::take(&mut *self.0.gone.lock());
+
+        for node in gone {
+            // SAFETY: The function is for the node, which was taken off the list.
+            unsafe { (node.drop)(node.node) };
+        }
     }
 }
 

@@ -152,10 +152,13 @@ mod private {
         #[doc(hidden)]
         fn node(&self) -> &Node;
 
-        /// Unregisters the video device, which is registered, ends streaming, and has all wake up
-        /// that wait for buffers. The parent is still bound.
+        /// Unregisters the video device, ends streaming, and has all wake up that wait for buffers.
+        ///
+        /// # Safety
+        ///
+        /// The video device must be registered, and this be called once.
         #[doc(hidden)]
-        fn unregister(&self);
+        unsafe fn unregister(&self);
     }
 }
 pub(in crate::media) use private::Sealed;
@@ -224,6 +227,7 @@ impl<N: VideoNode> Unregistered<N> {
             Ok(RegisteredNode {
                 node: NonNull::new(Arc::into_raw(node.clone()).cast_mut().cast()).ok_or(EINVAL)?,
                 unregister: unregister::<N>,
+                drop: drop_node::<N>,
             })
         })?;
         Ok(node)
@@ -232,12 +236,18 @@ impl<N: VideoNode> Unregistered<N> {
 
 /// # Safety
 ///
-/// `node` must be from [`Arc::into_raw`] of an `Arc<N>`, which is consumed, and be registered.
+/// `node` must be an `N` that is registered, and this be called once.
 unsafe fn unregister<N: VideoNode>(node: NonNull<c_void>) {
     // SAFETY: By the safety requirements.
-    let node = unsafe { Arc::<N>::from_raw(node.as_ptr().cast()) };
+    unsafe { node.cast::<N>().as_ref().unregister() };
+}
 
-    node.unregister();
+/// # Safety
+///
+/// `node` must be from [`Arc::into_raw`] of an `Arc<N>`, which is consumed.
+unsafe fn drop_node<N: VideoNode>(node: NonNull<c_void>) {
+    // SAFETY: By the safety requirements.
+    drop(unsafe { Arc::<N>::from_raw(node.as_ptr().cast()) });
 }
 
 /// # Safety

@@ -57,7 +57,9 @@ use core::{
 
 /// A kind of memory that buffers are made of: their own, and that which is imported.
 ///
-/// All functions run in process context, and may sleep. Those that get a bound device are only
+/// All functions run in process context, and may sleep. The lock of the queue is held, but for
+/// [`mmap`](Self::mmap), and when the last user of a plane is a mapping, where the lock of the
+/// address space is. Those that get a bound device are only
 /// called while it is; what they return may outlive the binding, so it has to give up by itself
 /// what needs it, as [`Devres`] does.
 ///
@@ -436,7 +438,8 @@ pub(in crate::media) fn mem_ops<M: MemOps, H: QueueHost>() -> &'static bindings:
 }
 
 /// The C side calls these functions with what those before returned, for buffers of queues of kind
-/// `H`; with the lock of the queue, so that an import is used by one call at a time.
+/// `H`; with the lock of the queue, so that an import is used by one call at a time. Only `mmap`
+/// and what ends a mapping are called with the lock of the address space in place of that.
 struct Table<M, H>(PhantomData<(M, H)>);
 
 impl<M: MemOps, H: QueueHost> Table<M, H> {

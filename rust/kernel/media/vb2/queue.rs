@@ -79,7 +79,7 @@ impl<M: MemOps> RawBuffer<M> {
     }
 
     /// Sets what user space learns about the frame.
-    pub(in crate::media) fn set_sequence(&self, sequence: u32) {
+    pub(in crate::media) fn set_sequence(&mut self, sequence: u32) {
         // SAFETY: The driver has the buffer by the type invariants.
         unsafe {
             (*self.vb.as_ptr()).sequence = sequence;
@@ -87,7 +87,7 @@ impl<M: MemOps> RawBuffer<M> {
         }
     }
 
-    pub(in crate::media) fn set_timestamp(&self, timestamp: Instant<Monotonic>) {
+    pub(in crate::media) fn set_timestamp(&mut self, timestamp: Instant<Monotonic>) {
         // This clock starts at zero.
         let timestamp = timestamp.as_nanos().unsigned_abs();
 
@@ -460,13 +460,35 @@ impl<M: MemOps> Buffer<'_, M> {
     /// `sequence` is the number of the frame since streaming started, with a gap for those that
     /// were lost. `timestamp` is the time of the frame.
     pub fn done(self, sequence: u32, timestamp: Instant<Monotonic>) {
+        self.give_back(
+            sequence,
+            timestamp,
+            bindings::vb2_buffer_state_VB2_BUF_STATE_DONE,
+        );
+    }
+
+    /// Gives the buffer back to user space, with an error in place of the frame. Dropping it does
+    /// so, too, but says nothing of the frame.
+    pub fn error(self, sequence: u32, timestamp: Instant<Monotonic>) {
+        self.give_back(
+            sequence,
+            timestamp,
+            bindings::vb2_buffer_state_VB2_BUF_STATE_ERROR,
+        );
+    }
+
+    fn give_back(
+        mut self,
+        sequence: u32,
+        timestamp: Instant<Monotonic>,
+        state: bindings::vb2_buffer_state,
+    ) {
         self.raw.set_sequence(sequence);
         self.raw.set_timestamp(timestamp);
         // What is left would give it back again.
         let this = ManuallyDrop::new(self);
 
-        this.queue
-            .give_back(this.raw.vb, bindings::vb2_buffer_state_VB2_BUF_STATE_DONE);
+        this.queue.give_back(this.raw.vb, state);
     }
 }
 
