@@ -26,6 +26,7 @@
 #include <unistd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <linux/dma-buf.h>
 #include <linux/dma-heap.h>
 #include <linux/udmabuf.h>
@@ -38,17 +39,32 @@
 #define EXIT_SKIP	4	/* what kselftest takes for "skipped" */
 #define CELLS		16	/* across a frame of rust_vivid, one for each bit of its number */
 
+/* Of RGB: what a format keeps of each component, which is not all in 16 bits. */
+static const struct format {
+	const char *name;
+	__u32 fourcc;
+	unsigned int bytes;	/* of a pixel */
+	unsigned char kept[3];
+} formats[] = {
+	{ "RGB24", V4L2_PIX_FMT_RGB24, 3, { 0xff, 0xff, 0xff } },
+	{ "XRGB32", V4L2_PIX_FMT_XRGB32, 4, { 0xff, 0xff, 0xff } },
+	{ "RGB565", V4L2_PIX_FMT_RGB565, 2, { 0xf8, 0xfc, 0xf8 } },
+};
+
 struct queue {
 	const char *path;	/* of the device */
 	const char *name;	/* of the queue, for messages */
 	int fd;
 	__u32 type;
 	__u32 memory;
+	const struct format *format;
 };
 
-static struct queue capture = { .name = "capture", .type = V4L2_BUF_TYPE_VIDEO_CAPTURE };
-static struct queue input = { .name = "m2m output", .type = V4L2_BUF_TYPE_VIDEO_OUTPUT };
-static struct queue result = { .name = "m2m capture", .type = V4L2_BUF_TYPE_VIDEO_CAPTURE };
+#define QUEUE(what, what_type) { .name = what, .type = what_type, .format = formats }
+
+static struct queue capture = QUEUE("capture", V4L2_BUF_TYPE_VIDEO_CAPTURE);
+static struct queue input = QUEUE("m2m output", V4L2_BUF_TYPE_VIDEO_OUTPUT);
+static struct queue result = QUEUE("m2m capture", V4L2_BUF_TYPE_VIDEO_CAPTURE);
 
 /* The shared buffers, and those for the results, which only the m2m device and we see. */
 static int shared_fd[NUM_BUFS];
@@ -59,7 +75,7 @@ static unsigned char *result_map[NUM_BUFS];
 static const char *export, *out, *heap = "/dev/dma_heap/system", *attached = "";
 static const char *exporter_path;
 static unsigned int frames, width, height, fps;
-static int flip, bufinfo, counters, copy, cost;
+static int flip, bufinfo, counters, copy, cost, selftest;
 static size_t line_size, frame_size;	/* in bytes; RGB24 without any padding */
 
 static void __attribute__((noreturn, format(printf, 1, 2))) die(const char *fmt, ...)
@@ -91,11 +107,15 @@ static void __attribute__((noreturn)) usage(void)
 		"                   or: --copy\n"
 		"                   [--frames N] [--fps N] [--flip] [--size WxH] [--out PREFIX]\n"
 		"                   [--counters] [--bufinfo] [--attached DEVICE,...] [--cost]\n"
+		"                   [--out-format RGB24|XRGB32|RGB565]\n"
+		"       dmabuf-pipe --selftest\n"
 		"\n"
 		"--counters  the capture device is rust_vivid, which draws the number of a frame\n"
 		"            into it: none may be lost, come again, or be torn\n"
 		"--attached  in bufinfo, these devices are attached to each of the buffers\n"
-		"--cost      print what the CPUs did for a frame, and do not look at each byte\n");
+		"--cost      print what the CPUs did for a frame, and do not look at each byte\n"
+		"--out-format  what the m2m device makes of RGB24\n"
+		"--selftest  --counters finds what is wrong in frames made here\n");
 	exit(EXIT_USAGE);
 }
 
@@ -122,6 +142,11 @@ static void open_queue(struct queue *q, __u32 need, struct v4l2_capability *cap)
 		QUEUE_DIE(q, "has capabilities %#x, needs %#x", cap->device_caps, need);
 }
 
+static size_t size_of(const struct queue *q)
+{
+	return (size_t)q->format->bytes * width * height;
+}
+
 static void set_format(const struct queue *q)
 {
 	struct v4l2_format f = { .type = q->type };
@@ -129,16 +154,17 @@ static void set_format(const struct queue *q)
 
 	pix->width = width;
 	pix->height = height;
-	pix->pixelformat = V4L2_PIX_FMT_RGB24;
+	pix->pixelformat = q->format->fourcc;
 	pix->field = V4L2_FIELD_NONE;
 	QUEUE_IOCTL(q, VIDIOC_S_FMT, &f);
 	if (pix->width != width || pix->height != height || pix->field != V4L2_FIELD_NONE ||
-	    pix->pixelformat != V4L2_PIX_FMT_RGB24)
-		QUEUE_DIE(q, "asked for %ux%u RGB3 field 1, got %ux%u %.4s field %u", width, height,
-			  pix->width, pix->height, (char *)&pix->pixelformat, pix->field);
-	if (pix->bytesperline != line_size || pix->sizeimage != frame_size)
-		QUEUE_DIE(q, "lines of %u bytes and frames of %u, need %zu and %zu",
-			  pix->bytesperline, pix->sizeimage, line_size, frame_size);
+	    pix->pixelformat != q->format->fourcc)
+		QUEUE_DIE(q, "asked for %ux%u %s field 1, got %ux%u %.4s field %u", width, height,
+			  q->format->name, pix->width, pix->height, (char *)&pix->pixelformat,
+			  pix->field);
+	if (pix->bytesperline != q->format->bytes * width || pix->sizeimage != size_of(q))
+		QUEUE_DIE(q, "lines of %u bytes and frames of %u, need %u and %zu",
+			  pix->bytesperline, pix->sizeimage, q->format->bytes * width, size_of(q));
 }
 
 static void set_up_devices(void)
@@ -217,9 +243,9 @@ static int udmabuf_buffer(void)
 	return fd;
 }
 
-static unsigned char *map_buffer(const char *path, int fd, off_t offset, int prot)
+static unsigned char *map_buffer(const char *path, int fd, off_t offset, int prot, size_t size)
 {
-	unsigned char *map = mmap(NULL, frame_size, prot, MAP_SHARED, fd, offset);
+	unsigned char *map = mmap(NULL, size, prot, MAP_SHARED, fd, offset);
 
 	if (map == MAP_FAILED)
 		die("%s: mmap of a buffer: %s", path, strerror(errno));
@@ -232,7 +258,7 @@ static unsigned char *map_own(const struct queue *q, unsigned int index, int pro
 	struct v4l2_buffer b = { .type = q->type, .memory = q->memory, .index = index };
 
 	QUEUE_IOCTL(q, VIDIOC_QUERYBUF, &b);
-	return map_buffer(q->path, q->fd, b.m.offset, prot);
+	return map_buffer(q->path, q->fd, b.m.offset, prot, size_of(q));
 }
 
 static void create_buffers(void)
@@ -271,7 +297,7 @@ static void create_buffers(void)
 			shared_fd[i] = export_buffer(exporter, i);
 		else
 			shared_fd[i] = heap_fd >= 0 ? heap_buffer(heap_fd) : udmabuf_buffer();
-		shared_map[i] = map_buffer(exporter_path, shared_fd[i], 0, PROT_READ);
+		shared_map[i] = map_buffer(exporter_path, shared_fd[i], 0, PROT_READ, frame_size);
 	}
 	if (heap_fd >= 0)
 		close(heap_fd);
@@ -282,7 +308,7 @@ static void destroy_buffers(void)
 	unsigned int i;
 
 	for (i = 0; i < NUM_BUFS; i++) {
-		munmap(result_map[i], frame_size);
+		munmap(result_map[i], size_of(&result));
 		munmap(shared_map[i], frame_size);
 		if (copy)
 			munmap(input_map[i], frame_size);
@@ -329,8 +355,8 @@ static struct v4l2_buffer dequeue(const struct queue *q)
 		QUEUE_DIE(q, "buffer %u dequeued, which does not exist", b.index);
 	if (b.flags & V4L2_BUF_FLAG_ERROR)
 		QUEUE_DIE(q, "buffer %u has the error flag", b.index);
-	if (b.bytesused != frame_size)
-		QUEUE_DIE(q, "buffer %u has %u bytes, not %zu", b.index, b.bytesused, frame_size);
+	if (b.bytesused != size_of(q))
+		QUEUE_DIE(q, "buffer %u has %u bytes, not %zu", b.index, b.bytesused, size_of(q));
 	return b;
 }
 
@@ -345,8 +371,35 @@ static void sync_shared(unsigned int index, __u64 flags)
 		    exporter_path, index, strerror(errno));
 }
 
+/* A result as RGB24: with zeroes for what its format does not keep. */
+static const unsigned char *as_rgb24(const unsigned char *res)
+{
+	static unsigned char *rgb;
+	size_t i, pixels = (size_t)width * height;
+
+	if (result.format->bytes == 3)
+		return res;
+	if (!rgb)
+		rgb = malloc(frame_size);
+	if (!rgb)
+		die("%s", strerror(ENOMEM));
+	for (i = 0; i < pixels; i++) {
+		if (result.format->bytes == 4) {
+			memcpy(rgb + 3 * i, res + 4 * i + 1, 3);
+		} else {
+			unsigned int pixel = res[2 * i] | res[2 * i + 1] << 8;
+
+			rgb[3 * i] = pixel >> 11 << 3;
+			rgb[3 * i + 1] = pixel >> 3 & 0xfc;
+			rgb[3 * i + 2] = pixel << 3;
+		}
+	}
+	return rgb;
+}
+
 static void compare(unsigned int frame, const unsigned char *in, const unsigned char *res)
 {
+	const unsigned char *kept = result.format->kept;
 	unsigned int y;
 	size_t x;
 
@@ -358,9 +411,9 @@ static void compare(unsigned int frame, const unsigned char *in, const unsigned 
 		const unsigned char *got = res + y * line_size;
 
 		for (x = 0; x < line_size; x++)
-			if (got[x] != want[x])
+			if (got[x] != (want[x] & kept[x % 3]))
 				die("%s: frame %u: byte %zu of line %u is %#04x, should be %#04x",
-				    result.path, frame, x, y, got[x], want[x]);
+				    result.path, frame, x, y, got[x], want[x] & kept[x % 3]);
 	}
 }
 
@@ -384,28 +437,141 @@ static int number_in(const unsigned char *line)
 	return number;
 }
 
-/*
- * A frame of rust_vivid shows its number in the first and the last sixteenth of its lines. What is
- * between them is the same in all lines, but not in two frames that follow each other.
- */
-static void check_number(const char *path, const unsigned char *frame, __u32 sequence)
+/* In how many lines at the top, and as many at the bottom, a frame of rust_vivid shows its number. */
+static unsigned int band(void)
 {
-	unsigned int band = height / CELLS ? height / CELLS : 1, y;
-	int want = sequence & 0xffff;
+	return height / CELLS ? height / CELLS : 1;
+}
+
+/*
+ * What is between the bands is the same in all lines, but not in two frames that follow each other.
+ * Returns the first line that is not as it should be, or -1.
+ */
+static int wrong_line(const unsigned char *frame, __u32 sequence)
+{
+	unsigned int y;
 
 	for (y = 0; y < height; y++) {
 		const unsigned char *line = frame + y * line_size;
 
-		if (y < band || y >= height - band) {
-			int number = number_in(line);
-
-			if (number != want)
-				die("%s: frame %u is torn or another: line %u shows %d", path,
-				    sequence, y, number);
-		} else if (memcmp(line, frame + band * line_size, line_size)) {
-			die("%s: frame %u is torn: line %u differs", path, sequence, y);
+		if (y < band() || y >= height - band()) {
+			if (number_in(line) != (int)(sequence & 0xffff))
+				return y;
+		} else if (memcmp(line, frame + band() * line_size, line_size)) {
+			return y;
 		}
 	}
+	return -1;
+}
+
+static void check_number(const char *path, const unsigned char *frame, __u32 sequence)
+{
+	int y = wrong_line(frame, sequence);
+
+	if (y >= 0)
+		die("%s: frame %u is torn, or another: line %d shows %d", path, sequence, y,
+		    number_in(frame + y * line_size));
+}
+
+/* The least that tells frames apart, where more would be most of what the CPUs do. */
+static void check_ends(const char *path, const unsigned char *frame, __u32 sequence)
+{
+	int first = number_in(frame), last = number_in(frame + frame_size - line_size);
+
+	if (first != (int)(sequence & 0xffff) || last != first)
+		die("%s: frame %u is torn, or another: it begins with %d and ends with %d", path,
+		    sequence, first, last);
+}
+
+/* What rust_vivid draws, as far as it matters here. */
+static void draw(unsigned char *frame, __u32 sequence)
+{
+	unsigned int cell = width / CELLS, x, y;
+
+	for (y = 0; y < height; y++) {
+		unsigned char *line = frame + y * line_size;
+
+		for (x = 0; x < width; x++) {
+			unsigned int i = x / cell;
+
+			if (y >= band() && y < height - band())
+				memset(line + 3 * x, (x + sequence) * 8, 3);
+			else
+				memset(line + 3 * x, i < CELLS && sequence >> i & 1 ? 0xff : 0, 3);
+		}
+	}
+}
+
+static void must_find(const char *what, const unsigned char *frame, __u32 sequence, int line)
+{
+	int found = wrong_line(frame, sequence);
+
+	if (found != line)
+		die("selftest: %ux%u, frame %u, %s: line %d, should be %d", width, height, sequence,
+		    what, found, line);
+}
+
+/* Each way that a frame may be wrong is found, in the line where it is. */
+static void test_counters(void)
+{
+	static const unsigned int sizes[][2] = {
+		{ 16, 16 }, { 18, 16 }, { 640, 360 }, { 646, 362 }, { 1280, 720 },
+	};
+	static const __u32 numbers[] = { 0, 1, 2, 0x7fff, 0x8000, 0xaaaa, 0xffff, 0x10000, 0x12345 };
+	unsigned int i, j;
+
+	for (i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+		unsigned char *frame, *next;
+
+		width = sizes[i][0];
+		height = sizes[i][1];
+		line_size = 3 * width;
+		frame_size = line_size * height;
+		frame = malloc(frame_size);
+		next = malloc(frame_size);
+		if (!frame || !next)
+			die("%s", strerror(ENOMEM));
+		for (j = 0; j < sizeof(numbers) / sizeof(*numbers); j++) {
+			__u32 n = numbers[j];
+			unsigned char *at;
+
+			draw(next, n + 1);
+			draw(frame, n);
+			must_find("nothing wrong", frame, n, -1);
+			must_find("the one before was lost", next, n, 0);
+			must_find("it came again", frame, n + 1, 0);
+
+			/* The next frame has overwritten the end, the middle or a line. */
+			memcpy(frame + height / 2 * line_size, next + height / 2 * line_size,
+			       frame_size - height / 2 * line_size);
+			must_find("torn in the middle", frame, n, height / 2);
+			draw(frame, n);
+			memcpy(frame + (height - 1) * line_size, next + (height - 1) * line_size,
+			       line_size);
+			must_find("torn before the last line", frame, n, height - 1);
+			draw(frame, n);
+			memcpy(frame + (band() + 1) * line_size, next + (band() + 1) * line_size,
+			       line_size);
+			must_find("another line in it", frame, n, band() + 1);
+
+			/* A pixel of the last line: in a cell, of a colour, or right of all cells. */
+			draw(frame, n);
+			at = frame + frame_size - line_size + 3 * (width / CELLS - 1);
+			memset(at, ~*at, 3);
+			must_find("a pixel of a cell", frame, n, height - 1);
+			draw(frame, n);
+			at[2] = ~at[2];
+			must_find("a colour", frame, n, height - 1);
+			if (width % CELLS) {
+				draw(frame, n);
+				memset(frame + frame_size - 3, 0xff, 3);
+				must_find("a pixel at the right", frame, n, height - 1);
+			}
+		}
+		free(frame);
+		free(next);
+	}
+	printf("dmabuf-pipe: --counters finds frames that are lost, repeated or torn\n");
 }
 
 static unsigned char *keep(const unsigned char *data)
@@ -467,34 +633,54 @@ static int is_in(const char *list, const char *name)
 	return 0;
 }
 
-/* Prints bufinfo if wanted, and checks who is attached. Nobody else has buffers. */
+/* Which of the shared buffers has an inode number, or -1. */
+static int shared_with(unsigned long long inode)
+{
+	struct stat st;
+	int i;
+
+	for (i = 0; i < NUM_BUFS; i++)
+		if (!fstat(shared_fd[i], &st) && st.st_ino == inode)
+			return i;
+	return -1;
+}
+
+/* Prints bufinfo if wanted, and checks who is attached to each of the shared buffers, once. */
 static void look_at_bufinfo(void)
 {
-	unsigned int expected = 0, found = 0;
+	static char devices[NUM_BUFS][512];
+	char line[512], name[128], *names = strdup(attached), *at;
 	FILE *f = fopen(BUFINFO, "r");
-	const char *at;
-	char line[512], name[128];
+	unsigned long long inode;
+	int i = -1;
 
-	if (!f)
+	if (!f || !names)
 		die("%s: open: %s", BUFINFO, strerror(errno));
-	for (at = attached; at && *at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL)
-		expected += NUM_BUFS;
 	if (bufinfo)
 		printf("--- bufinfo ---\n");
 	while (fgets(line, sizeof(line), f)) {
 		if (bufinfo)
 			fputs(line, stdout);
-		if (line[0] == '\t' && sscanf(line, "\t%127s", name) == 1 && is_in(attached, name))
-			found++;
+		/* The line of a buffer, and then one for each device that is attached to it. */
+		if (line[0] != '\t' && sscanf(line, "%*s %*s %*s %*s %*s %llu", &inode) == 1)
+			i = shared_with(inode);
+		if (i < 0 || line[0] != '\t' || sscanf(line, "%127s", name) != 1)
+			continue;
+		if (is_in(attached, name) && is_in(devices[i], name))
+			die("%s: %s is attached twice to buffer %d", BUFINFO, name, i);
+		if (strlen(devices[i]) + strlen(name) + 2 <= sizeof(devices[i]))
+			strcat(strcat(devices[i], name), ",");
 	}
 	if (ferror(f))
 		die("%s: read: %s", BUFINFO, strerror(errno));
 	if (bufinfo)
 		printf("--- end of bufinfo ---\n");
 	fclose(f);
-	if (found != expected)
-		die("%s: %u times one of \"%s\" is attached to %u buffers, not %u times", BUFINFO,
-		    found, attached, NUM_BUFS, expected);
+	for (at = strtok(names, ","); at; at = strtok(NULL, ","))
+		for (i = 0; i < NUM_BUFS; i++)
+			if (!is_in(devices[i], at))
+				die("%s: %s is not attached to buffer %d", BUFINFO, at, i);
+	free(names);
 }
 
 /* What run_pipe() found. */
@@ -540,15 +726,15 @@ static void run_pipe(void)
 		if (dequeue(&input).index != in.index)
 			QUEUE_DIE(&input, "returned another buffer than %u", in.index);
 
-		res_map = result_map[res.index];
+		res_map = as_rgb24(result_map[res.index]);
 		sync_shared(in.index, DMA_BUF_SYNC_START);
 		if (!cost) {
 			compare(frame, in_map, res_map);
 			found.distinct = add_distinct(sums, found.distinct, checksum(in_map));
 			if (counters)
 				check_number(result.path, res_map, in.sequence);
-		} else if (counters && number_in(res_map) != (int)(in.sequence & 0xffff)) {
-			die("%s: frame %u shows %d", result.path, in.sequence, number_in(res_map));
+		} else if (counters) {
+			check_ends(result.path, res_map, in.sequence);
 		}
 		if (out && !frame) {
 			found.input = keep(in_map);
@@ -591,9 +777,10 @@ static double now(clockid_t clock)
 static void parse_options(int argc, char **argv)
 {
 	const char *frames_arg = "30", *size_arg = "640x360", *fps_arg = "60";
+	const char *format_arg = formats[0].name;
 	const char **args[] = {
 		&capture.path, &input.path, &export, &heap, &out, &frames_arg, &size_arg, &fps_arg,
-		&attached,
+		&attached, &format_arg,
 	};
 	const struct option options[] = {	/* ends in the index in args, or the value */
 		{ "capture", required_argument, NULL, 0 },
@@ -605,13 +792,16 @@ static void parse_options(int argc, char **argv)
 		{ "size", required_argument, NULL, 6 },
 		{ "fps", required_argument, NULL, 7 },
 		{ "attached", required_argument, NULL, 8 },
+		{ "out-format", required_argument, NULL, 9 },
 		{ "flip", no_argument, &flip, 1 },
 		{ "bufinfo", no_argument, &bufinfo, 1 },
 		{ "counters", no_argument, &counters, 1 },
 		{ "copy", no_argument, &copy, 1 },
 		{ "cost", no_argument, &cost, 1 },
+		{ "selftest", no_argument, &selftest, 1 },
 		{ }
 	};
+	unsigned int i;
 	char end;
 	int c;
 
@@ -621,6 +811,14 @@ static void parse_options(int argc, char **argv)
 		if (optarg)
 			*args[c] = optarg;
 	}
+	if (selftest)
+		return;
+	for (i = 0; i < sizeof(formats) / sizeof(*formats); i++)
+		if (!strcmp(format_arg, formats[i].name))
+			break;
+	if (i == sizeof(formats) / sizeof(*formats) || (i && cost))
+		usage();
+	result.format = &formats[i];
 	if (optind != argc || !capture.path || !input.path || !export == !copy ||
 	    (export && !is_in("capture,m2m,heap,udmabuf", export)) ||
 	    sscanf(frames_arg, "%6u%c", &frames, &end) != 1 ||
@@ -629,7 +827,7 @@ static void parse_options(int argc, char **argv)
 		usage();
 	/* scanf() reads -1 as a large number. */
 	if (frames - 1 > 999998 || width - 1 > 9998 || height - 1 > 9998 || fps - 1 > 998 ||
-	    (counters && width < CELLS))
+	    (counters && width < CELLS) || (copy && *attached))
 		usage();
 	result.path = input.path;
 	line_size = 3 * width;
@@ -643,6 +841,10 @@ int main(int argc, char **argv)
 	unsigned int i;
 
 	parse_options(argc, argv);
+	if (selftest) {
+		test_counters();
+		return 0;
+	}
 	open_queue(&capture, V4L2_CAP_VIDEO_CAPTURE, &capture_cap);
 	open_queue(&input, V4L2_CAP_VIDEO_M2M, &m2m_cap);
 	result.fd = input.fd;
@@ -679,10 +881,13 @@ int main(int argc, char **argv)
 		printf("copied");
 	else
 		printf("%s exports", export);
+	if (result.format != formats)
+		printf(", to %s", result.format->name);
 	if (!cost)
 		printf(", all equal (%u distinct)", found.distinct);
 	if (counters)
-		printf(", numbers %u to %u, none lost, repeated or torn", found.first, found.last);
+		printf(", numbers %u to %u, none lost, repeated or torn%s", found.first, found.last,
+		       cost ? " by their first and last lines" : "");
 	if (counters && found.late)
 		printf(" (%u came when no buffer was free)", found.late);
 	printf(", %.1f fps", frames / seconds);

@@ -153,29 +153,39 @@ kmemleak() {
 # Frames from a capture device through a mem2mem device, by every way to share the buffers: both of
 # them in Rust, one of them, none.
 pipelines() {
-	local contig vmalloc m2m export
+	local contig vmalloc m2m
 	contig=$(node vivid-000-vid-cap)
 	vmalloc=$(node vivid-001-vid-cap)
 	m2m=$(node rust_vim2m)
 	local pipe="$programs/dmabuf-pipe --m2m $m2m --frames 30"
 	local rust="--capture $(node rust_vivid) --counters --fps 15"
+	check "a frame lost, repeated or torn would be found" $programs/dmabuf-pipe --selftest
 	check "Rust: capture exports" $pipe $rust --export capture --attached rust_vim2m
 	check "Rust: mem2mem exports" $pipe $rust --export m2m --attached rust_vivid
 	check "Rust: system heap exports" $pipe $rust --export heap --attached rust_vivid,rust_vim2m
 	check "Rust: udmabuf exports" $pipe $rust --export udmabuf --attached rust_vivid,rust_vim2m
-	check "Rust: the picture is turned over" $pipe $rust --export capture --flip
+	check "Rust: the format is changed to RGB565" $pipe $rust --export capture --out-format RGB565
+	check "Rust: the format is changed to XRGB32" $pipe $rust --export m2m --out-format XRGB32
 	check "Rust: copied by user space" $pipe $rust --copy
 	check "vivid (dma-contig) exports, Rust imports" \
 		$pipe --capture "$contig" --export capture --attached rust_vim2m
 	check "vivid (vmalloc) exports, Rust imports" \
 		$pipe --capture "$vmalloc" --export capture --attached rust_vim2m
+	# A frame of rust_vivid looks the same upside down; one of vivid does not.
+	check "Rust turns the picture over" $pipe --capture "$vmalloc" --export capture --flip
 	check "Rust exports, vivid imports" $pipe --capture "$vmalloc" --export m2m
 	check "CMA heap exports, vivid and Rust import" $pipe --capture "$contig" --export heap \
 		--heap "$(cma_heap)" --attached vivid.0,rust_vim2m
+	check "system heap exports, vivid and Rust import" $pipe --capture "$vmalloc" --export heap \
+		--attached rust_vim2m
+	check "udmabuf exports, vivid and Rust import" $pipe --capture "$vmalloc" --export udmabuf \
+		--attached rust_vim2m
 	m2m=$(node vim2m)
 	pipe="$programs/dmabuf-pipe --m2m $m2m --frames 30"
 	check "Rust exports, vim2m imports" $pipe $rust --export capture
 	check "vim2m exports, Rust imports" $pipe $rust --export m2m --attached rust_vivid
+	check "system heap exports, Rust and vim2m import" $pipe $rust --export heap \
+		--attached rust_vivid
 	check "udmabuf exports, Rust and vim2m import" $pipe $rust --export udmabuf \
 		--attached rust_vivid
 	check "vivid (dma-contig) exports" $pipe --capture "$contig" --export capture
@@ -185,6 +195,8 @@ pipelines() {
 		$pipe --capture "$contig" --export heap --heap "$(cma_heap)"
 	check "system heap exports" \
 		$pipe --capture "$vmalloc" --export heap --heap /dev/dma_heap/system
+	check "udmabuf exports" $pipe --capture "$vmalloc" --export udmabuf
+	check "copied by user space" $pipe --capture "$vmalloc" --copy
 	check "vim2m flips" $pipe --capture "$contig" --export capture --flip
 	# v4l2-ctl ends with 0 whatever happens, so its frames are counted.
 	local cap=$vmalloc out
