@@ -27,9 +27,6 @@
 
 #include "kselftest_harness.h"
 
-/* No test has use for all of it. */
-#pragma GCC diagnostic ignored "-Wunused-function"
-
 #define BUFINFO		"/sys/kernel/debug/dma_buf/bufinfo"
 #define CLASS		"/sys/class/video4linux"
 
@@ -46,30 +43,30 @@
 /* Of vim2m: how long a job takes, in ms. */
 #define CID_TRANS_TIME	(V4L2_CID_USER_BASE + 0x1000)
 
-static const char *capture_name(void)
+static inline const char *capture_name(void)
 {
 	return getenv("RUST_V4L2_CAPTURE") ?: "rust_vivid";
 }
 
-static const char *m2m_name(void)
+static inline const char *m2m_name(void)
 {
 	return getenv("RUST_V4L2_M2M") ?: "rust_vim2m";
 }
 
-static bool is_rust(const char *name)
+static inline bool is_rust(const char *name)
 {
 	return !strncmp(name, "rust_", 5);
 }
 
 /* What an ioctl returns, or -errno. */
-static int do_ioctl(int fd, unsigned long cmd, void *arg)
+static inline int do_ioctl(int fd, unsigned long cmd, void *arg)
 {
 	int ret = ioctl(fd, cmd, arg);
 
 	return ret < 0 ? -errno : ret;
 }
 
-static void sleep_ms(long ms)
+static inline void sleep_ms(long ms)
 {
 	struct timespec time = { .tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000 };
 
@@ -77,7 +74,7 @@ static void sleep_ms(long ms)
 }
 
 /* Of the monotonic clock, as that of buffers. */
-static long long now(void)
+static inline long long now(void)
 {
 	struct timespec time;
 
@@ -86,13 +83,13 @@ static long long now(void)
 	return time.tv_sec * NSEC + time.tv_nsec;
 }
 
-static long long timestamp(const struct v4l2_buffer *buf)
+static inline long long timestamp(const struct v4l2_buffer *buf)
 {
 	return buf->timestamp.tv_sec * NSEC + buf->timestamp.tv_usec * 1000LL;
 }
 
 /* The number in the last line of bufinfo: "Total %d objects, ...", or -1. */
-static int num_buffers(void)
+static inline int num_buffers(void)
 {
 	char line[256];
 	int count = -1;
@@ -108,7 +105,7 @@ static int num_buffers(void)
 }
 
 /* The same, as soon as it is what it should be: threads of the kernel may give up the last one. */
-static int num_buffers_is(int expected)
+static inline int num_buffers_is(int expected)
 {
 	int i, count = num_buffers();
 
@@ -120,7 +117,7 @@ static int num_buffers_is(int expected)
 	return count;
 }
 
-static bool write_text(const char *path, const char *text)
+static inline bool write_text(const char *path, const char *text)
 {
 	int fd = open(path, O_WRONLY | O_CLOEXEC);
 	bool ok;
@@ -138,7 +135,7 @@ static bool write_text(const char *path, const char *text)
  */
 
 /* The number N of the video device /dev/videoN that has this name, or -1. */
-static int find_node(const char *name)
+static inline int find_node(const char *name)
 {
 	char path[PATH_MAX], line[64];
 	int number, found = -1;
@@ -168,7 +165,7 @@ static int find_node(const char *name)
 }
 
 /* A new file of the video device, or -errno. */
-static int open_node(const char *name, int flags)
+static inline int open_node(const char *name, int flags)
 {
 	int fd, number = find_node(name);
 	char path[32];
@@ -181,7 +178,7 @@ static int open_node(const char *name, int flags)
 	return fd < 0 ? -errno : fd;
 }
 
-static bool set_bound(const char *driver, const char *device, bool bound)
+static inline bool set_bound(const char *driver, const char *device, bool bound)
 {
 	char path[PATH_MAX];
 
@@ -192,7 +189,7 @@ static bool set_bound(const char *driver, const char *device, bool bound)
 }
 
 /* Whether a program succeeds; modprobe. */
-static bool run(const char *program, const char *option, const char *arg)
+static inline bool run(const char *program, const char *option, const char *arg)
 {
 	int status, null;
 	pid_t pid = fork();
@@ -229,7 +226,7 @@ struct queue {
 	struct plane planes[MAX_BUFS];
 };
 
-static int set_format(struct queue *q, __u32 fourcc, __u32 width, __u32 height)
+static inline int set_format(struct queue *q, __u32 fourcc, __u32 width, __u32 height)
 {
 	struct v4l2_format format = {
 		.type = q->type,
@@ -244,7 +241,7 @@ static int set_format(struct queue *q, __u32 fourcc, __u32 width, __u32 height)
 	return q->pix.pixelformat == fourcc ? 0 : -ENOENT;
 }
 
-static int set_interval(int fd, __u32 numerator, __u32 denominator)
+static inline int set_interval(int fd, __u32 numerator, __u32 denominator)
 {
 	struct v4l2_streamparm parm = {
 		.type = CAPTURE,
@@ -260,14 +257,14 @@ static int set_interval(int fd, __u32 numerator, __u32 denominator)
 		0 : -ENOENT;
 }
 
-static int set_ctrl(int fd, __u32 id, __s32 value)
+static inline int set_ctrl(int fd, __u32 id, __s32 value)
 {
 	struct v4l2_control ctrl = { .id = id, .value = value };
 
 	return do_ioctl(fd, VIDIOC_S_CTRL, &ctrl);
 }
 
-static int request(struct queue *q, __u32 memory, __u32 count)
+static inline int request(struct queue *q, __u32 memory, __u32 count)
 {
 	struct v4l2_requestbuffers req = {
 		.count = count,
@@ -288,12 +285,12 @@ static int request(struct queue *q, __u32 memory, __u32 count)
 	return req.count;
 }
 
-static int stream(struct queue *q, bool on)
+static inline int stream(struct queue *q, bool on)
 {
 	return do_ioctl(q->fd, on ? VIDIOC_STREAMON : VIDIOC_STREAMOFF, &q->type);
 }
 
-static void drop_plane(struct plane *plane)
+static inline void drop_plane(struct plane *plane)
 {
 	if (plane->map != MAP_FAILED)
 		munmap(plane->map, plane->size);
@@ -304,7 +301,7 @@ static void drop_plane(struct plane *plane)
 }
 
 /* Ends streaming, and frees all that the queue has. */
-static void release(struct queue *q)
+static inline void release(struct queue *q)
 {
 	unsigned int i;
 
@@ -318,7 +315,7 @@ static void release(struct queue *q)
 }
 
 /* Maps a buffer that belongs to the queue. */
-static int map_plane(struct queue *q, unsigned int index)
+static inline int map_plane(struct queue *q, unsigned int index)
 {
 	struct plane *plane = &q->planes[index];
 	struct v4l2_buffer buf = {
@@ -338,7 +335,7 @@ static int map_plane(struct queue *q, unsigned int index)
 }
 
 /* REQBUFS and mmap, or -errno. */
-static int allocate(struct queue *q, unsigned int count)
+static inline int allocate(struct queue *q, unsigned int count)
 {
 	unsigned int i;
 	int ret = request(q, V4L2_MEMORY_MMAP, count);
@@ -354,7 +351,7 @@ static int allocate(struct queue *q, unsigned int count)
 	return 0;
 }
 
-static int export(const struct queue *q, unsigned int index, __u32 flags)
+static inline int export(const struct queue *q, unsigned int index, __u32 flags)
 {
 	struct v4l2_exportbuffer buf = {
 		.type = q->type,
@@ -367,12 +364,12 @@ static int export(const struct queue *q, unsigned int index, __u32 flags)
 }
 
 /* A mapping of a dma-buf of at least this size. */
-static unsigned char *map_fd(int fd, size_t size, int prot)
+static inline unsigned char *map_fd(int fd, size_t size, int prot)
 {
 	return mmap(NULL, size, prot, MAP_SHARED, fd, 0);
 }
 
-static int sync_fd(int fd, __u64 flags)
+static inline int sync_fd(int fd, __u64 flags)
 {
 	struct dma_buf_sync sync = { .flags = flags };
 
@@ -380,7 +377,7 @@ static int sync_fd(int fd, __u64 flags)
 }
 
 /* A dma-buf of an exporter that has nothing to do with V4L2, or -errno. */
-static int foreign_buffer(size_t size)
+static inline int foreign_buffer(size_t size)
 {
 	size_t page = getpagesize();
 	struct dma_heap_allocation_data data = {
@@ -415,7 +412,7 @@ static int foreign_buffer(size_t size)
 	return ret;
 }
 
-static bool have_foreign_buffers(void)
+static inline bool have_foreign_buffers(void)
 {
 	int fd = foreign_buffer(1);
 
@@ -429,7 +426,7 @@ static bool have_foreign_buffers(void)
 #define NO_FOREIGN_BUFFERS	"needs /dev/dma_heap/system or /dev/udmabuf"
 
 /* REQBUFS, with foreign buffers to import, or -errno. */
-static int import_foreign(struct queue *q, unsigned int count)
+static inline int import_foreign(struct queue *q, unsigned int count)
 {
 	struct plane *plane;
 	unsigned int i;
@@ -452,7 +449,8 @@ static int import_foreign(struct queue *q, unsigned int count)
 }
 
 /* QBUF; of a queue with DMABUF, of the file fd, which is said to be so large. */
-static int enqueue_fd(struct queue *q, unsigned int index, int fd, __u32 length, long long time)
+static inline int enqueue_fd(struct queue *q, unsigned int index, int fd, __u32 length,
+			     long long time)
 {
 	struct v4l2_buffer buf = {
 		.index = index,
@@ -474,17 +472,17 @@ static int enqueue_fd(struct queue *q, unsigned int index, int fd, __u32 length,
 	return do_ioctl(q->fd, VIDIOC_QBUF, &buf);
 }
 
-static int enqueue_at(struct queue *q, unsigned int index, long long time)
+static inline int enqueue_at(struct queue *q, unsigned int index, long long time)
 {
 	return enqueue_fd(q, index, q->planes[index].fd, q->pix.sizeimage, time);
 }
 
-static int enqueue(struct queue *q, unsigned int index)
+static inline int enqueue(struct queue *q, unsigned int index)
 {
 	return enqueue_at(q, index, 0);
 }
 
-static int enqueue_all(struct queue *q)
+static inline int enqueue_all(struct queue *q)
 {
 	unsigned int i;
 	int ret = 0;
@@ -496,7 +494,7 @@ static int enqueue_all(struct queue *q)
 }
 
 /* DQBUF as it is: the index, or -errno. */
-static int dequeue_raw(const struct queue *q, struct v4l2_buffer *buf)
+static inline int dequeue_raw(const struct queue *q, struct v4l2_buffer *buf)
 {
 	int ret;
 
@@ -507,7 +505,7 @@ static int dequeue_raw(const struct queue *q, struct v4l2_buffer *buf)
 }
 
 /* DQBUF of a file that does not block, when there is a frame: the index, or -errno. */
-static int dequeue(const struct queue *q, struct v4l2_buffer *buf)
+static inline int dequeue(const struct queue *q, struct v4l2_buffer *buf)
 {
 	struct pollfd poll_fd = {
 		.fd = q->fd,
@@ -536,7 +534,7 @@ static int dequeue(const struct queue *q, struct v4l2_buffer *buf)
 #define TORN	(-1)	/* not all of it is of one frame */
 #define BAD	(-2)	/* it has no counter, or nothing but it */
 
-static unsigned int bytes_per_pixel(__u32 fourcc)
+static inline unsigned int bytes_per_pixel(__u32 fourcc)
 {
 	switch (fourcc) {
 	case V4L2_PIX_FMT_XRGB32:
@@ -551,15 +549,16 @@ static unsigned int bytes_per_pixel(__u32 fourcc)
 	}
 }
 
-static const unsigned char *pixel_at(const unsigned char *frame, const struct v4l2_pix_format *pix,
-				     unsigned int x, unsigned int y)
+static inline const unsigned char *pixel_at(const unsigned char *frame,
+					    const struct v4l2_pix_format *pix, unsigned int x,
+					    unsigned int y)
 {
 	return frame + y * pix->bytesperline + x * bytes_per_pixel(pix->pixelformat);
 }
 
 /* The colour of a pixel, 0xrrggbb. */
-static __u32 get_rgb(const unsigned char *frame, const struct v4l2_pix_format *pix, unsigned int x,
-		     unsigned int y)
+static inline __u32 get_rgb(const unsigned char *frame, const struct v4l2_pix_format *pix,
+			    unsigned int x, unsigned int y)
 {
 	const unsigned char *p = pixel_at(frame, pix, x, y);
 	unsigned int r, g, b;
@@ -579,8 +578,8 @@ static __u32 get_rgb(const unsigned char *frame, const struct v4l2_pix_format *p
 	}
 }
 
-static void put_rgb(unsigned char *frame, const struct v4l2_pix_format *pix, unsigned int x,
-		    unsigned int y, __u32 rgb)
+static inline void put_rgb(unsigned char *frame, const struct v4l2_pix_format *pix, unsigned int x,
+			   unsigned int y, __u32 rgb)
 {
 	unsigned char *p = (unsigned char *)pixel_at(frame, pix, x, y);
 	unsigned char r = rgb >> 16, g = rgb >> 8, b = rgb;
@@ -607,22 +606,22 @@ static void put_rgb(unsigned char *frame, const struct v4l2_pix_format *pix, uns
 }
 
 /* How bright a pixel is, 0 to 255. */
-static int brightness(const unsigned char *frame, const struct v4l2_pix_format *pix,
-		      unsigned int x, unsigned int y)
+static inline int brightness(const unsigned char *frame, const struct v4l2_pix_format *pix,
+			     unsigned int x, unsigned int y)
 {
 	__u32 rgb = get_rgb(frame, pix, x, y);
 
 	return ((rgb >> 16) + 2 * (rgb >> 8 & 0xff) + (rgb & 0xff)) / 4;
 }
 
-static unsigned int band_height(const struct v4l2_pix_format *pix)
+static inline unsigned int band_height(const struct v4l2_pix_format *pix)
 {
 	return pix->height < 32 ? 1 : pix->height / 16;
 }
 
 /* Whether all rows of a plane from first to end are equal. */
-static bool rows_equal(const unsigned char *plane, const struct v4l2_pix_format *pix,
-		       unsigned int first, unsigned int end)
+static inline bool rows_equal(const unsigned char *plane, const struct v4l2_pix_format *pix,
+			      unsigned int first, unsigned int end)
 {
 	unsigned int y, line = pix->width * bytes_per_pixel(pix->pixelformat);
 
@@ -637,7 +636,7 @@ static bool rows_equal(const unsigned char *plane, const struct v4l2_pix_format 
  * The counter of a frame with colour bars, or TORN, or BAD: sixteen cells at the top and at the
  * bottom that are its bits, and between them rows that are all equal.
  */
-static int counter_of(const unsigned char *frame, const struct v4l2_pix_format *pix)
+static inline int counter_of(const unsigned char *frame, const struct v4l2_pix_format *pix)
 {
 	unsigned int height = pix->height, width = pix->width, cell = width / 16;
 	unsigned int band = band_height(pix), x;
@@ -685,7 +684,8 @@ static int counter_of(const unsigned char *frame, const struct v4l2_pix_format *
 } while (0)
 
 /* Buffers of its own, all of them queued, and streaming. */
-static void start_capture(struct __test_metadata *_metadata, struct queue *q, unsigned int count)
+static inline void start_capture(struct __test_metadata *_metadata, struct queue *q,
+				 unsigned int count)
 {
 	ASSERT_EQ(0, allocate(q, count));
 	ASSERT_EQ(0, enqueue_all(q));
@@ -693,7 +693,7 @@ static void start_capture(struct __test_metadata *_metadata, struct queue *q, un
 }
 
 /* Frames come, into the buffers that were queued, and they are what they should be. */
-static void expect_frames(struct __test_metadata *_metadata, struct queue *q, int count)
+static inline void expect_frames(struct __test_metadata *_metadata, struct queue *q, int count)
 {
 	struct v4l2_buffer buf;
 	int i, index;
@@ -716,7 +716,7 @@ struct worker {
 };
 
 /* Dequeues and enqueues, blocking, until there is an error. */
-static void *cycle(void *arg)
+static inline void *cycle(void *arg)
 {
 	struct worker *worker = arg;
 	struct v4l2_buffer buf;
@@ -735,7 +735,7 @@ static void *cycle(void *arg)
 }
 
 /* The same, but errors are expected, until it is told to stop. */
-static void *cycle_on(void *arg)
+static inline void *cycle_on(void *arg)
 {
 	struct worker *worker = arg;
 	struct v4l2_buffer buf;
@@ -753,7 +753,7 @@ static void *cycle_on(void *arg)
 }
 
 /* Whether it ends in time. */
-static bool join(struct worker *worker)
+static inline bool join(struct worker *worker)
 {
 	struct timespec time;
 
@@ -772,7 +772,7 @@ struct m2m {
 	struct queue cap;
 };
 
-static int m2m_open(struct m2m *m2m, int flags)
+static inline int m2m_open(struct m2m *m2m, int flags)
 {
 	int fd = open_node(m2m_name(), flags);
 
@@ -787,21 +787,21 @@ static int m2m_open(struct m2m *m2m, int flags)
 	return fd;
 }
 
-static void m2m_close(struct m2m *m2m)
+static inline void m2m_close(struct m2m *m2m)
 {
 	release(&m2m->out);
 	release(&m2m->cap);
 	close(m2m->out.fd);
 }
 
-static int m2m_set_format(struct m2m *m2m, __u32 out, __u32 cap, __u32 width, __u32 height)
+static inline int m2m_set_format(struct m2m *m2m, __u32 out, __u32 cap, __u32 width, __u32 height)
 {
 	int ret = set_format(&m2m->out, out, width, height);
 
 	return ret ? ret : set_format(&m2m->cap, cap, width, height);
 }
 
-static int m2m_stream(struct m2m *m2m, bool on)
+static inline int m2m_stream(struct m2m *m2m, bool on)
 {
 	int ret = stream(&m2m->out, on);
 
@@ -809,14 +809,15 @@ static int m2m_stream(struct m2m *m2m, bool on)
 }
 
 /* The pixels of image number seed: no row is like another one, no column, no image. */
-static __u32 image(unsigned int seed, unsigned int x, unsigned int y)
+static inline __u32 image(unsigned int seed, unsigned int x, unsigned int y)
 {
 	unsigned char r = x * 4 + seed * 5, g = y * 5 + seed * 7, b = (x ^ y) * 11 + seed * 3;
 
 	return r << 16 | g << 8 | b;
 }
 
-static void draw_image(unsigned char *frame, const struct v4l2_pix_format *pix, unsigned int seed)
+static inline void draw_image(unsigned char *frame, const struct v4l2_pix_format *pix,
+			      unsigned int seed)
 {
 	unsigned int x, y;
 
@@ -826,7 +827,7 @@ static void draw_image(unsigned char *frame, const struct v4l2_pix_format *pix, 
 }
 
 /* What differs most in one of the three colours. */
-static int distance(__u32 a, __u32 b)
+static inline int distance(__u32 a, __u32 b)
 {
 	int shift, diff, max = 0;
 
@@ -839,8 +840,9 @@ static int distance(__u32 a, __u32 b)
 }
 
 /* By how much a frame differs from another, mirrored and scaled, which may be of another format. */
-static int compare(const unsigned char *a, const struct v4l2_pix_format *pa,
-		   const unsigned char *b, const struct v4l2_pix_format *pb, bool hflip, bool vflip)
+static inline int compare(const unsigned char *a, const struct v4l2_pix_format *pa,
+			  const unsigned char *b, const struct v4l2_pix_format *pb, bool hflip,
+			  bool vflip)
 {
 	unsigned int x, y, bx, by;
 	int diff, max = 0;
@@ -858,7 +860,7 @@ static int compare(const unsigned char *a, const struct v4l2_pix_format *pa,
 }
 
 /* One job from one buffer to another, to its end: 0, or -errno. */
-static int job(struct m2m *m2m, unsigned int out, unsigned int cap, long long time)
+static inline int job(struct m2m *m2m, unsigned int out, unsigned int cap, long long time)
 {
 	struct v4l2_buffer buf;
 	int ret;
@@ -882,7 +884,7 @@ static int job(struct m2m *m2m, unsigned int out, unsigned int cap, long long ti
 }
 
 /* Buffers of its own on both sides, none queued, and streaming. */
-static void start_m2m(struct __test_metadata *_metadata, struct m2m *m2m, unsigned int count)
+static inline void start_m2m(struct __test_metadata *_metadata, struct m2m *m2m, unsigned int count)
 {
 	ASSERT_EQ(0, allocate(&m2m->out, count));
 	ASSERT_EQ(0, allocate(&m2m->cap, count));
@@ -890,8 +892,8 @@ static void start_m2m(struct __test_metadata *_metadata, struct m2m *m2m, unsign
 }
 
 /* A job with an image of its own does what it should. */
-static void expect_job(struct __test_metadata *_metadata, struct m2m *m2m, unsigned int out,
-		       unsigned int cap, unsigned int seed)
+static inline void expect_job(struct __test_metadata *_metadata, struct m2m *m2m, unsigned int out,
+			      unsigned int cap, unsigned int seed)
 {
 	draw_image(m2m->out.planes[out].map, &m2m->out.pix, seed);
 	memset(m2m->cap.planes[cap].map, 0x55, m2m->cap.pix.sizeimage);
@@ -901,7 +903,7 @@ static void expect_job(struct __test_metadata *_metadata, struct m2m *m2m, unsig
 }
 
 /* A device that nobody has loaded, or that a test before was killed without binding it again. */
-static void prepare_device(const char *name)
+static inline void prepare_device(const char *name)
 {
 	if (geteuid() || !is_rust(name) || find_node(name) >= 0)
 		return;
