@@ -328,7 +328,24 @@ impl Thread for Worker {
         let mut due = Instant::<Monotonic>::now();
         let mut sequence = 0u32;
 
-        while !current.should_stop() {
+        loop {
+            let interval = device.settings.lock().interval;
+
+            // As of a sensor, the first frame takes its time, too. When this is too slow, the next
+            // frame is late.
+            due = due
+                + Delta::from_nanos(
+                    i64::from(interval.numerator) * 1_000_000_000
+                        / i64::from(interval.denominator).max(1),
+                );
+            if (Instant::now() - due).as_nanos() > 0 {
+                due = Instant::now();
+            }
+            current.sleep(due - Instant::now());
+            if current.should_stop() {
+                break;
+            }
+
             if let Some(mut buffer) = device.next_buffer() {
                 let result = buffer
                     .access()
@@ -340,21 +357,8 @@ impl Thread for Worker {
                     Err(_) => buffer.error(sequence, now),
                 }
             }
-
-            // A number is left out when nobody gave a buffer in time. When this is too slow itself,
-            // the next frame is late.
-            let interval = device.settings.lock().interval;
-
+            // The number of a frame that nobody gave a buffer for is left out.
             sequence = sequence.wrapping_add(1);
-            due = due
-                + Delta::from_nanos(
-                    i64::from(interval.numerator) * 1_000_000_000
-                        / i64::from(interval.denominator).max(1),
-                );
-            if (Instant::now() - due).as_nanos() > 0 {
-                due = Instant::now();
-            }
-            current.sleep(due - Instant::now());
         }
     }
 }
