@@ -9,7 +9,8 @@
 //!   [`dma_buf`](crate::dma_buf).
 //!
 //! This is the part of V4L2 that a device with one node and frames in one piece needs. There are no
-//! media controller and sub-devices, no multi-planar formats, no requests, and no `USERPTR`.
+//! media controller and sub-devices, no multi-planar formats, no requests, and no `USERPTR`. It is
+//! the CPU that reads and writes frames: hardware cannot be given their addresses yet.
 //!
 //! # Who owns what
 //!

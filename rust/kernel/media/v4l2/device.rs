@@ -232,7 +232,8 @@ struct Binding(Arc<Device>);
 
 impl Drop for Binding {
     fn drop(&mut self) {
-        // The notifier has done it, unless it could not be registered.
+        // The notifier has done it, unless there was none. Where the core unbinds without telling,
+        // for `CONFIG_DEBUG_TEST_DRIVER_REMOVE`, there is none of this.
         self.0.unbind();
         // SAFETY: It was registered in `Device::new`.
         unsafe {

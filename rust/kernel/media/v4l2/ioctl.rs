@@ -52,7 +52,7 @@ impl Direction {
 ///
 /// Those of one device run at the same time in several tasks, also while frames are processed, and
 /// may still run when the device is not bound any more. All run in process context, and may sleep.
-/// The core has checked what user space gave as far as it can.
+/// The core has looked at types and numbers of what user space gave, and no further.
 ///
 /// C source: `struct v4l2_ioctl_ops`.
 #[vtable]

@@ -58,10 +58,10 @@ use core::{
 /// A kind of memory that buffers are made of: their own, and that which is imported.
 ///
 /// All functions run in process context, and may sleep. The lock of the queue is held, but for
-/// [`mmap`](Self::mmap), and when the last user of a plane is a mapping, where the lock of the
-/// address space is. Those that get a bound device are only
-/// called while it is; what they return may outlive the binding, so it has to give up by itself
-/// what needs it, as [`Devres`] does.
+/// [`mmap`](Self::mmap), where that of the address space is, and for access by the CPU. A plane is
+/// dropped by its last user, whoever that is. Functions that get a bound device are only called
+/// while it is; what they return may outlive the binding, so it has to give up by itself what needs
+/// it, as [`Devres`] does.
 ///
 /// C source: `struct vb2_mem_ops`. [`Pages`] implements it for ordinary memory.
 pub trait MemOps: Sized + 'static {
@@ -84,7 +84,7 @@ pub trait MemOps: Sized + 'static {
     /// the plane, and both outlive the device.
     fn export(plane: ARef<Plane<Self>>, flags: u32) -> Result<ARef<DmaBuf>>;
 
-    /// The plane as the kernel sees it, for `read()` and `write()`.
+    /// The plane as the kernel sees it, for `read()`.
     fn view(plane: &Self::Plane) -> Result<SysMem<'_, [u8]>>;
 
     /// Attaches the device to a buffer that has room for `size` bytes.
