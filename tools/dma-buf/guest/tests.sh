@@ -8,10 +8,11 @@ out=/bench/out
 programs=/bench/programs
 mkdir -p $out
 
-# suite NAME SECONDS COMMAND...
+# suite NAME SECONDS COMMAND...; with $only, just those that it names
 suite() {
 	local name=$1 limit=$2 began=$SECONDS rc
 	shift 2
+	[ -z "${only:-}" ] || [[ " $only " = *" $name "* ]] || return 0
 	echo "guest: suite $name"
 	timeout -k 10 "$limit" "$@" >$out/"$name".log 2>&1 </dev/null
 	rc=$?
@@ -54,9 +55,18 @@ udmabuf() {
 	return $rc
 }
 sync_suite() { cd $programs/sync && ./sync_test; }
-dmabuf() { cd $programs/dma-buf && ./dmabuf; }
-rust_dma_buf() { cd $programs/dma-buf && ./rust_dma_buf; }
-rust_v4l2() { cd $programs/dma-buf && "./$1"; }
+selftest() { cd $programs/dma-buf && "./$@"; }
+
+# What an ordinary user can do, given the devices.
+ordinary_user() {
+	local p rc=0
+	chmod 666 /dev/dma_heap/* /dev/udmabuf /dev/dri/* /dev/rust-dma-buf
+	cd $programs/dma-buf || return 2
+	for p in dmabuf dmabuf_fence dmabuf_text; do
+		setpriv --reuid 65534 --regid 65534 --clear-groups ./$p || rc=1
+	done
+	return $rc
+}
 
 # hold ARGUMENT...: make a buffer and hold it in the background, until "kill $held".
 hold() {
@@ -242,7 +252,7 @@ modprobe vim2m
 modprobe vgem
 modprobe -a rust_dma_buf rust_vivid rust_vim2m
 [ ! -e /sys/kernel/debug/dma-api/all_errors ] || echo 1 >/sys/kernel/debug/dma-api/all_errors
-export -f kunit heaps udmabuf sync_suite dmabuf rust_dma_buf rust_v4l2 hold let_go text module
+export -f kunit heaps udmabuf sync_suite selftest ordinary_user hold let_go text module
 export -f unload pipelines buffers check node cma_heap frames compliance kmemleak
 export programs n leaked
 
@@ -250,12 +260,18 @@ suite kunit 60 bash -c kunit
 suite dmabuf-heaps 300 bash -c heaps
 suite udmabuf 120 bash -c udmabuf
 suite sync 300 bash -c sync_suite
-suite dma-buf 300 bash -c dmabuf
-suite rust-dma-buf 300 bash -c rust_dma_buf
+suite dma-buf 300 bash -c "selftest dmabuf"
+suite dma-buf-fence 300 bash -c "selftest dmabuf_fence"
+suite dma-buf-text 300 bash -c "selftest dmabuf_text"
+suite dma-buf-user 300 bash -c ordinary_user
+suite rust-dma-buf 300 bash -c "selftest rust_dma_buf"
+suite faults 300 bash -c "selftest dmabuf_faults"
+suite stress 120 bash -c "selftest dmabuf_stress -t 30"
 suite text 60 bash -c text
-suite rust-vivid-test 300 bash -c "rust_v4l2 rust_vivid"
-suite rust-vim2m-test 300 bash -c "rust_v4l2 rust_vim2m"
-suite rust-v4l2-test 300 bash -c "rust_v4l2 rust_v4l2"
+suite rust-vivid-test 300 bash -c "selftest rust_vivid"
+suite rust-vim2m-test 300 bash -c "selftest rust_vim2m"
+suite rust-v4l2-test 300 bash -c "selftest rust_v4l2"
+suite defects 300 bash -c "selftest dmabuf_defects"
 leaked=$(buffers)
 suite vivid 300 v4l2-compliance -s -d "$(node vivid-000-vid-cap)"
 suite vivid-dmabuf 300 bash -c "compliance $(node vivid-000-vid-cap) $(node vivid-002-vid-cap)"

@@ -28,11 +28,13 @@ configure() {
 	}
 }
 
-# build CORE CONFIG: a kernel with its modules. Sets IMAGE to the folder of the result.
+# build CORE CONFIG: a kernel with its modules; CONFIG may be several fragments, with "+" between
+# them. Sets IMAGE to the folder of the result.
 build() {
-	local core=$1 config=$2 out=$CACHE/build/arm64-$2 want name=images/$1-$2 tmp
-	local fragments=("$BENCH/config/arm64.config" "$BENCH/config/$2.config"
-		"$BENCH/config/core-$1.config")
+	local core=$1 config=$2 out=$CACHE/build/arm64-$2 want name=images/$1-$2 tmp part
+	local fragments=("$BENCH/config/arm64.config")
+	for part in ${config//+/ }; do fragments+=("$BENCH/config/$part.config"); done
+	fragments+=("$BENCH/config/core-$core.config")
 	IMAGE=$CACHE/$name
 	want=$(key "$(git -C "$TREE" rev-parse 'HEAD^{tree}')" "$(cat "${fragments[@]}")" \
 		"$(in_tools sh -c 'rustc --version; clang --version; bindgen --version')")

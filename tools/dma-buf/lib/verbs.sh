@@ -10,6 +10,10 @@ usage: tools/dma-buf/run VERB [OPTION...]
   build    build a kernel
   boot     a shell in the guest
   kunit    the KUnit suites: on User Mode Linux for quick turns, or on arm64
+  stress   threads and processes that share buffers, for a long time, on a kernel that checks itself
+  fuzz     random calls; the same seed must give the same results on both cores
+  mutate   faults in the Rust core, which the tests have to find
+  coverage which lines of the core in C the tests run
   series   make and check the patches: refresh, check, bisect, edit, import
   clean    remove what is in the cache
 
@@ -61,6 +65,38 @@ usage: run kunit [--core rust|c] [--arch um|arm64]
 Runs the KUnit suites of dma-buf with kunit.py.
 HELP
 		;;
+	stress) cat <<'HELP'
+usage: run stress [--core rust|c] [--minutes N] [--sanitizer none|kasan|kcsan]
+
+Runs the stress program of the kselftests for N minutes (default: 30) in a kernel with lockdep,
+kmemleak and KASAN, or KCSAN instead, or neither. Prints operations per second. Fails for any splat,
+leak, stuck task or byte that is not what it was.
+HELP
+		;;
+	fuzz) cat <<'HELP'
+usage: run fuzz [--core rust|c] [--seed N] [--calls N]
+
+Makes N random calls (default: 1000000) of the ioctls of dma-buf, the heaps, udmabuf, sync files and the
+sample drivers. The same seed gives the same calls; without --core both cores must give the same
+results. Fails for any splat or leak.
+HELP
+		;;
+	mutate) cat <<'HELP'
+usage: run mutate [FIRST[-LAST]]
+
+Puts each fault of tools/dma-buf/mutants, or the ones with these numbers, into the Rust core, and runs
+the tests: KUnit on User Mode Linux, then the kselftests on arm64 for what KUnit lets pass. Names the
+survivors, and fails if less than 95 % were caught. Takes two hours for all.
+HELP
+		;;
+	coverage) cat <<'HELP'
+usage: run coverage
+
+Builds the core in C with counters, runs KUnit and the kselftests of the core, and tells how many lines
+and branches of dma-buf.c they ran. Fails below 95 % of the lines, and for a line that did not run and
+is not in tools/dma-buf/uncovered with a reason.
+HELP
+		;;
 	series) cat <<'HELP'
 usage: run series refresh [FILE=NUMBER...]   make patches/ anew from patches/ and the files here;
                                              FILE=NUMBER says which patch adds a new file
@@ -86,10 +122,12 @@ main() {
 	CACHE=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/rust-dma-buf
 	MIRROR='' KERNEL='' HOST_TOOLCHAIN='' TOOLS=''
 	local core='' config=debug arch=um only='' out='' all='' verb='' words=()
+	local minutes=30 sanitizer=kasan seed=1 calls=1000000
 
 	while [ $# -gt 0 ]; do
 		case $1 in
-		--cache | --mirror | --kernel | --core | --config | --arch | --only | --out)
+		--cache | --mirror | --kernel | --core | --config | --arch | --only | --out | --minutes | \
+			--sanitizer | --seed | --calls)
 			[ $# -ge 2 ] || usage_error "$1 wants a value"
 			case $1 in
 			--cache) CACHE=$2 ;;
@@ -100,6 +138,10 @@ main() {
 			--arch) arch=$2 ;;
 			--only) only=$2 ;;
 			--out) out=$2 ;;
+			--minutes) minutes=$2 ;;
+			--sanitizer) sanitizer=$2 ;;
+			--seed) seed=$2 ;;
+			--calls) calls=$2 ;;
 			esac
 			shift
 			;;
@@ -122,8 +164,16 @@ main() {
 	case $arch in um | arm64) ;; *) usage_error "--arch is um or arm64, not \"$arch\"" ;; esac
 	case $only in '' | series | compile | kunit | guest) ;;
 	*) usage_error "--only is series, compile, kunit or guest, not \"$only\"" ;; esac
-	[ "$verb" = series ] || [ ${#words[@]} = 0 ] || usage_error "$verb takes no \"${words[0]}\""
+	case $sanitizer in none | kasan | kcsan) ;;
+	*) usage_error "--sanitizer is none, kasan or kcsan, not \"$sanitizer\"" ;; esac
+	local number
+	for number in "$minutes" "$seed" "$calls"; do
+		[[ $number =~ ^[0-9]{1,9}$ ]] || usage_error "\"$number\" is not a number"
+	done
+	case $verb in series | mutate) ;; *)
+		[ ${#words[@]} = 0 ] || usage_error "$verb takes no \"${words[0]}\"" ;; esac
 	case $verb in demo | test | build | boot | kunit | series | clean) ;;
+	stress | fuzz | mutate | coverage) ;;
 	*) usage_error "no verb \"$verb\"" ;; esac
 	if [ -n "$KERNEL" ]; then
 		[ -d "$KERNEL" ] || die "there is no folder $KERNEL"
@@ -137,6 +187,13 @@ main() {
 	build) verb_build "${core:-rust}" "$config" ;;
 	boot) verb_boot "${core:-rust}" "$config" ;;
 	kunit) verb_kunit "${core:-rust}" "$arch" ;;
+	stress) verb_stress "${core:-rust}" "$minutes" "$sanitizer" ;;
+	fuzz) verb_fuzz "${core:-rust c}" "$seed" "$calls" ;;
+	mutate)
+		[[ ${words[0]:-1} =~ ^[0-9]+(-[0-9]*)?$ ]] || usage_error "mutate takes FIRST or FIRST-LAST"
+		verb_mutate "${words[0]:-}"
+		;;
+	coverage) verb_coverage ;;
 	series) verb_series "${words[@]}" ;;
 	clean) verb_clean "$all" ;;
 	esac
@@ -247,12 +304,13 @@ run_kunit() {
 		CONFIG_KASAN=y
 		CONFIG_RUST_KUNIT_TESTS=y
 		CONFIG_RUST_DMA_BUF_KUNIT_TEST=y
+		CONFIG_DMABUF_CORE_KUNIT_TEST=y
 		CONFIG_RUST_KERNEL_DOCTESTS=y
 	CONFIG
 	# shellcheck disable=SC2086
 	(cd "$TREE" && in_tools ./tools/testing/kunit/kunit.py run --arch="$arch" \
 		--kunitconfig "$out/workbench.kunitconfig" --build_dir "$out" --timeout 300 \
-		--make_options LLVM=1 "${args[@]}" --raw_output=kunit)
+		--make_options LLVM=1 "${args[@]}" --raw_output=kunit ${KUNIT_GLOB:+"$KUNIT_GLOB"})
 }
 
 verb_demo() {

@@ -15,5 +15,7 @@
 #define RUST_DMA_BUF_SUM	_IOWR('|', 0x91, __u64)
 /* Fills a buffer: its descriptor, a byte. */
 #define RUST_DMA_BUF_FILL	_IOW('|', 0x92, __u64[2])
+/* Holds the reservation lock of a buffer: its descriptor, for how many milliseconds (10000). */
+#define RUST_DMA_BUF_HOLD	_IOW('|', 0x93, __u64[2])
 
 #endif

@@ -1,0 +1,641 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Importers: attach, pin, map, and what they are told when the memory moves.
+
+#[kernel::macros::kunit_tests(dma_buf_core_importer)]
+mod tests {
+    use crate::mock::*;
+
+    use core::ptr::null_mut;
+
+    use kernel::{
+        bindings,
+        error::from_err_ptr,
+        prelude::*,
+        sync::atomic::Relaxed, //
+    };
+
+    const STATIC: Option<&bindings::dma_buf_attach_ops> = None;
+
+    #[test]
+    fn the_exporter_sees_a_complete_attachment() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&FIXED)?;
+        let attachment = buf.attach(&device)?;
+
+        // The mock has looked at the rest.
+        assert!(buf.mock.called(&[Op::Attach]));
+        assert!(!buf.mock.listed.load(Relaxed));
+        assert!(!buf.mock.peer2peer.load(Relaxed));
+        assert_eq!(buf.mock.attached.load(Relaxed), attachment.ptr as usize);
+        assert_eq!(attachment.dmabuf, buf.ptr);
+        assert_eq!(attachment.dev, device.as_ptr());
+        assert!(attachment.importer_ops.is_null() && attachment.importer_priv.is_null());
+
+        unsafe { assert!(!is_empty(&raw const (*buf.ptr).attachments)) };
+        drop(attachment);
+        assert!(buf.mock.called(&[Op::Detach]));
+        assert!(!buf.mock.listed.load(Relaxed));
+        unsafe { assert!(is_empty(&raw const (*buf.ptr).attachments)) };
+        assert_eq!(buf.refs(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_dynamic_importer_is_known_before() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&MOVABLE)?;
+
+        let attachment = buf.attach_dynamic(&device, &FOLLOWS, 0x1234)?;
+        assert!(buf.mock.peer2peer.load(Relaxed) && attachment.peer2peer);
+        assert_eq!(buf.mock.importer.load(Relaxed), 0x1234);
+        assert_eq!(attachment.importer_ops, &raw const FOLLOWS);
+        assert_eq!(attachment.importer_priv as usize, 0x1234);
+        drop(attachment);
+
+        let attachment = buf.attach_dynamic(&device, &DEAF, 0)?;
+        assert!(!buf.mock.peer2peer.load(Relaxed) && !attachment.peer2peer);
+        Ok(())
+    }
+
+    #[test]
+    fn an_exporter_without_attach() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&NO_ATTACH)?;
+
+        drop(buf.attach(&device)?);
+        assert!(buf.mock.called(&[]));
+        unsafe { assert!(is_empty(&raw const (*buf.ptr).attachments)) };
+        Ok(())
+    }
+
+    #[test]
+    fn attach_fails() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&FIXED)?;
+
+        buf.mock.fail(Op::Attach, EBUSY);
+        assert_eq!(buf.attach(&device).err(), Some(EBUSY));
+        assert!(buf.mock.called(&[Op::Attach]));
+        unsafe { assert!(is_empty(&raw const (*buf.ptr).attachments)) };
+        Ok(())
+    }
+
+    #[test]
+    fn attach_of_nothing() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&FIXED)?;
+
+        for (ptr, dev) in [(null_mut(), device.as_ptr()), (buf.ptr, null_mut())] {
+            let attach = || from_err_ptr(unsafe { bindings::dma_buf_attach(ptr, dev) }).err();
+            assert_eq!(warnings(attach), (Some(EINVAL), 1));
+        }
+        assert!(buf.mock.called(&[]));
+        Ok(())
+    }
+
+    /// The list that exporters walk has the newest attachment first.
+    #[test]
+    fn attachments_are_listed() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&FIXED)?;
+        let first = buf.attach(&device)?;
+        let second = buf.attach(&device)?;
+        let third = buf.attach(&device)?;
+        let listed = |expected: &[&Attachment<'_>]| unsafe {
+            let head = &raw mut (*buf.ptr).attachments;
+            let mut node = (*head).next;
+
+            expected.iter().all(|attachment| {
+                let ours = node == &raw mut (*attachment.ptr).node;
+                node = (*node).next;
+                ours
+            }) && node == head
+        };
+
+        assert!(listed(&[&third, &second, &first]));
+        drop(second);
+        assert!(listed(&[&third, &first]));
+        drop(third);
+        assert!(listed(&[&first]));
+        Ok(())
+    }
+
+    #[test]
+    fn detach_of_what_is_not_attached() -> Result {
+        let device = Device::new()?;
+        let (buf, other) = (Buf::new(&FIXED)?, Buf::new(&FIXED)?);
+        let attachment = buf.attach(&device)?;
+        buf.mock.forget_calls();
+
+        for (b, a) in [
+            (other.ptr, attachment.ptr),
+            (null_mut(), attachment.ptr),
+            (buf.ptr, null_mut()),
+        ] {
+            let detach = || unsafe { bindings::dma_buf_detach(b, a) };
+            assert_eq!(warnings(detach).1, 1);
+        }
+        // It is attached still.
+        assert!(buf.mock.called(&[]));
+        unsafe { assert!(!is_empty(&raw const (*buf.ptr).attachments)) };
+        drop(attachment);
+        assert!(buf.mock.called(&[Op::Detach]));
+        Ok(())
+    }
+
+    #[test]
+    fn pin_and_unpin() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&MOVABLE)?;
+        let attachment = buf.attach_dynamic(&device, &FOLLOWS, 0)?;
+        let pin = || {
+            let _lock = buf.lock();
+            unsafe { bindings::dma_buf_pin(attachment.ptr) }
+        };
+        buf.mock.forget_calls();
+
+        assert_eq!(pin(), 0);
+        assert!(buf.mock.called(&[Op::Pin]));
+        {
+            let _lock = buf.lock();
+            unsafe { bindings::dma_buf_unpin(attachment.ptr) };
+        }
+        assert!(buf.mock.called(&[Op::Unpin]));
+
+        buf.mock.fail(Op::Pin, ENOSPC);
+        assert_eq!(pin(), ENOSPC.to_errno());
+        assert!(buf.mock.called(&[Op::Pin]));
+        Ok(())
+    }
+
+    /// Memory that stays where it is needs no pinning.
+    #[test]
+    fn pin_of_what_does_not_move() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&FIXED)?;
+        let attachment = buf.attach_dynamic(&device, &FOLLOWS, 0)?;
+        buf.mock.forget_calls();
+
+        let _lock = buf.lock();
+        assert_eq!(unsafe { bindings::dma_buf_pin(attachment.ptr) }, 0);
+        unsafe { bindings::dma_buf_unpin(attachment.ptr) };
+        assert!(buf.mock.called(&[]));
+        Ok(())
+    }
+
+    /// It is not for static importers: they get a warning, and what they asked for.
+    #[test]
+    fn pin_by_a_static_importer() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&MOVABLE)?;
+        let attachment = buf.attach(&device)?;
+        buf.mock.forget_calls();
+
+        let _lock = buf.lock();
+        let pin = || unsafe { bindings::dma_buf_pin(attachment.ptr) };
+        let unpin = || unsafe { bindings::dma_buf_unpin(attachment.ptr) };
+        assert_eq!(warnings(pin), (0, 1));
+        assert_eq!(warnings(unpin).1, 1);
+        assert!(buf.mock.called(&[Op::Pin, Op::Unpin]));
+        Ok(())
+    }
+
+    /// Attaches and maps, in both ways, and expects these calls.
+    fn map_and_unmap(
+        ops: &'static bindings::dma_buf_ops,
+        importer: Option<&'static bindings::dma_buf_attach_ops>,
+        mapped: &[Op],
+        unmapped: &[Op],
+    ) -> Result<bool> {
+        let device = Device::new()?;
+        let buf = Buf::new(ops)?;
+        let attachment = match importer {
+            None => buf.attach(&device)?,
+            Some(importer) => buf.attach_dynamic(&device, importer, 0)?,
+        };
+        let mut good = buf.mock.called(&[Op::Attach]);
+
+        for direction in [BIDIRECTIONAL, TO_DEVICE, FROM_DEVICE] {
+            let table = attachment.map(direction)?;
+            good &= buf.mock.called(mapped) && buf.mock.was_for(direction);
+            attachment.unmap(table, direction);
+            good &= buf.mock.called(unmapped) && !buf.is_locked();
+
+            let table = attachment.map_unlocked(direction)?;
+            good &= buf.mock.called(mapped) && !buf.is_locked();
+            good &= buf.mock.was_for(direction);
+            unsafe {
+                bindings::dma_buf_unmap_attachment_unlocked(attachment.ptr, table, direction)
+            };
+            good &= buf.mock.called(unmapped) && !buf.is_locked();
+        }
+        Ok(good)
+    }
+
+    #[test]
+    fn map_by_who_must_pin() -> Result {
+        let (map, unmap) = (&[Op::Pin, Op::Map], &[Op::Unmap, Op::Unpin]);
+        assert!(map_and_unmap(&MOVABLE, STATIC, map, unmap)?);
+        Ok(())
+    }
+
+    #[test]
+    fn map_by_who_follows() -> Result {
+        assert!(map_and_unmap(
+            &MOVABLE,
+            Some(&FOLLOWS),
+            &[Op::Map],
+            &[Op::Unmap]
+        )?);
+        assert!(map_and_unmap(
+            &MOVABLE,
+            Some(&DEAF),
+            &[Op::Map],
+            &[Op::Unmap]
+        )?);
+        Ok(())
+    }
+
+    #[test]
+    fn map_of_what_does_not_move() -> Result {
+        assert!(map_and_unmap(&FIXED, STATIC, &[Op::Map], &[Op::Unmap])?);
+        assert!(map_and_unmap(
+            &FIXED,
+            Some(&FOLLOWS),
+            &[Op::Map],
+            &[Op::Unmap]
+        )?);
+        Ok(())
+    }
+
+    #[test]
+    fn pin_for_a_mapping_fails() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&MOVABLE)?;
+        let attachment = buf.attach(&device)?;
+        buf.mock.forget_calls();
+
+        buf.mock.fail(Op::Pin, ENOMEM);
+        assert_eq!(attachment.map(TO_DEVICE).err(), Some(ENOMEM));
+        assert!(buf.mock.called(&[Op::Pin]));
+        assert_eq!(attachment.map_unlocked(TO_DEVICE).err(), Some(ENOMEM));
+        assert!(buf.mock.called(&[Op::Pin]));
+        assert!(!buf.is_locked());
+        Ok(())
+    }
+
+    /// To attach was the time to say that a device cannot get at the memory: the core warns, once.
+    #[test]
+    fn pin_for_a_mapping_is_too_late_for_ebusy() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&MOVABLE)?;
+        let attachment = buf.attach(&device)?;
+        buf.mock.forget_calls();
+
+        buf.mock.fail(Op::Pin, EBUSY);
+        let (result, count) = warnings(|| attachment.map(TO_DEVICE));
+        assert_eq!(result.err(), Some(EBUSY));
+        assert!(count <= 1);
+        assert!(buf.mock.called(&[Op::Pin]));
+        Ok(())
+    }
+
+    #[test]
+    fn map_fails() -> Result {
+        let device = Device::new()?;
+        for (ops, calls) in [
+            (&MOVABLE, &[Op::Pin, Op::Map, Op::Unpin][..]),
+            (&FIXED, &[Op::Map]),
+        ] {
+            let buf = Buf::new(ops)?;
+            let attachment = buf.attach(&device)?;
+            buf.mock.forget_calls();
+
+            buf.mock.fail(Op::Map, EIO);
+            assert_eq!(attachment.map(TO_DEVICE).err(), Some(EIO));
+            assert!(buf.mock.called(calls));
+            assert_eq!(attachment.map_unlocked(TO_DEVICE).err(), Some(EIO));
+            assert!(buf.mock.called(calls));
+            assert!(!buf.is_locked());
+
+            buf.mock.succeed();
+            buf.mock.no_table.store(true, Relaxed);
+            assert_eq!(attachment.map(TO_DEVICE).err(), Some(ENOMEM));
+            assert!(buf.mock.called(calls));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn map_of_nothing() -> Result {
+        let map = || {
+            from_err_ptr(unsafe { bindings::dma_buf_map_attachment(null_mut(), TO_DEVICE) }).err()
+        };
+        let unlocked = || {
+            from_err_ptr(unsafe {
+                bindings::dma_buf_map_attachment_unlocked(null_mut(), TO_DEVICE)
+            })
+            .err()
+        };
+
+        assert_eq!(warnings(map), (Some(EINVAL), 1));
+        assert_eq!(warnings(unlocked), (Some(EINVAL), 1));
+        Ok(())
+    }
+
+    #[test]
+    fn unmap_of_nothing() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&FIXED)?;
+        let attachment = buf.attach(&device)?;
+        let table = attachment.map(TO_DEVICE)?;
+        buf.mock.forget_calls();
+
+        for (a, t) in [(null_mut(), table), (attachment.ptr, null_mut())] {
+            let unlocked =
+                || unsafe { bindings::dma_buf_unmap_attachment_unlocked(a, t, TO_DEVICE) };
+            assert_eq!(warnings(unlocked).1, 1);
+            let _lock = buf.lock();
+            let unmap = || unsafe { bindings::dma_buf_unmap_attachment(a, t, TO_DEVICE) };
+            assert_eq!(warnings(unmap).1, 1);
+        }
+        assert!(buf.mock.called(&[]));
+        attachment.unmap(table, TO_DEVICE);
+        assert!(buf.mock.called(&[Op::Unmap]));
+        Ok(())
+    }
+
+    /// Importers get a table without pages when that is debugged, and the exporter's own if not.
+    #[test]
+    fn the_table_of_an_importer() -> Result {
+        const SEGMENTS: u32 = 3;
+        let device = Device::new()?;
+        let buf = Export::of(Mock::with_segments(SEGMENTS)?, &FIXED)?.export()?;
+        let attachment = buf.attach(&device)?;
+        let table = attachment.map(BIDIRECTIONAL)?;
+        let debugged = cfg!(CONFIG_DMABUF_DEBUG);
+
+        let hidden = table != buf.mock.table();
+        assert_eq!(hidden, debugged);
+        unsafe {
+            assert_eq!((*table).nents, SEGMENTS);
+            let mut sg = (*table).sgl;
+
+            for i in 0..SEGMENTS as usize {
+                let (addr, len) = Mock::segment(i, SEGMENTS);
+
+                assert!(!sg.is_null());
+                assert_eq!(bindings::sg_dma_address(sg) as u64, addr);
+                assert_eq!(bindings::sg_dma_len(sg), len);
+                if debugged {
+                    // The two lowest bits tell the end of a list.
+                    assert_eq!((*sg).page_link & !3, 0);
+                    assert_eq!((*sg).offset, 0);
+                    assert!(cfg!(not(CONFIG_NEED_SG_DMA_LENGTH)) || (*sg).length == 0);
+                }
+                sg = bindings::sg_next(sg);
+            }
+            assert!(sg.is_null());
+        }
+        buf.mock.forget_calls();
+        // The exporter gets its own back, as the mock sees.
+        attachment.unmap(table, BIDIRECTIONAL);
+        assert!(buf.mock.called(&[Op::Unmap]));
+        Ok(())
+    }
+
+    /// Who does not know of moves waits until the memory is there, after it was mapped.
+    #[test]
+    fn a_static_importer_waits_for_the_kernel() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&MOVABLE)?;
+        let attachment = buf.attach(&device)?;
+        buf.mock.forget_calls();
+
+        let fence = fence()?;
+        buf.add(&fence, KERNEL)?;
+        signal_later(fence, &buf.mock)?;
+        let table = attachment.map(TO_DEVICE)?;
+        assert!(buf.mock.called(&[Op::Pin, Op::Map, Op::Signalled]));
+        attachment.unmap(table, TO_DEVICE);
+        Ok(())
+    }
+
+    #[test]
+    fn mapping_does_not_wait_for_others() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&MOVABLE)?;
+        let fence = fence()?;
+
+        for usage in [WRITE, READ, BOOKKEEP] {
+            buf.add(&fence, usage)?;
+            let attachment = buf.attach(&device)?;
+            let table = attachment.map(TO_DEVICE)?;
+            attachment.unmap(table, TO_DEVICE);
+        }
+        assert!(!fence.as_ref().is_signaled());
+        Ok(())
+    }
+
+    #[test]
+    fn a_dynamic_importer_waits_itself() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&MOVABLE)?;
+        let attachment = buf.attach_dynamic(&device, &FOLLOWS, 0)?;
+        let fence = fence()?;
+
+        buf.add(&fence, KERNEL)?;
+        let table = attachment.map(TO_DEVICE)?;
+        assert!(!fence.as_ref().is_signaled());
+        attachment.unmap(table, TO_DEVICE);
+        Ok(())
+    }
+
+    #[test]
+    fn the_wait_for_the_kernel_is_interrupted() -> Result {
+        let device = Device::new()?;
+        for (ops, calls) in [
+            (&MOVABLE, &[Op::Pin, Op::Map, Op::Unmap, Op::Unpin][..]),
+            (&FIXED, &[Op::Map, Op::Unmap]),
+        ] {
+            let buf = Buf::new(ops)?;
+            let attachment = buf.attach(&device)?;
+            buf.mock.forget_calls();
+            let fence = fence()?;
+            buf.add(&fence, KERNEL)?;
+
+            let result = interrupted(|| attachment.map(TO_DEVICE));
+            assert_eq!(result.err(), Some(ERESTARTSYS));
+            assert!(buf.mock.called(calls));
+            let result = interrupted(|| attachment.map_unlocked(TO_DEVICE));
+            assert_eq!(result.err(), Some(ERESTARTSYS));
+            assert!(buf.mock.called(calls));
+            assert!(!buf.is_locked());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn who_is_told_of_a_move() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&MOVABLE)?;
+        let invalidate = || {
+            let _lock = buf.lock();
+            unsafe { bindings::dma_buf_invalidate_mappings(buf.ptr) };
+        };
+
+        invalidate();
+        assert!(buf.mock.called(&[]));
+
+        let _static = buf.attach(&device)?;
+        let _deaf = buf.attach_dynamic(&device, &DEAF, 0)?;
+        buf.mock.forget_calls();
+        invalidate();
+        assert!(buf.mock.called(&[]));
+
+        let first = buf.attach_dynamic(&device, &FOLLOWS, 0)?;
+        let second = buf.attach_dynamic(&device, &FOLLOWS, 0)?;
+        buf.mock.forget_calls();
+        invalidate();
+        assert!(buf.mock.called(&[Op::Invalidate, Op::Invalidate]));
+        // The newest is first in the list.
+        assert_eq!(buf.mock.attached.load(Relaxed), first.ptr as usize);
+        drop(first);
+        buf.mock.forget_calls();
+        invalidate();
+        assert!(buf.mock.called(&[Op::Invalidate]));
+        assert_eq!(buf.mock.attached.load(Relaxed), second.ptr as usize);
+        Ok(())
+    }
+
+    #[test]
+    fn revocable() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&MOVABLE)?;
+        let is_revocable =
+            |a: &Attachment<'_>| unsafe { bindings::dma_buf_attach_revocable(a.ptr) };
+
+        assert!(!is_revocable(&buf.attach(&device)?));
+        assert!(!is_revocable(&buf.attach_dynamic(&device, &DEAF, 0)?));
+        assert!(is_revocable(&buf.attach_dynamic(&device, &FOLLOWS, 0)?));
+        Ok(())
+    }
+
+    /// A table for memory of a device, from a provider of it, or none.
+    fn device_table(
+        attachment: &Attachment<'_>,
+        provider: *mut bindings::p2pdma_provider,
+        ranges: &mut [bindings::phys_vec],
+    ) -> Result<*mut bindings::sg_table> {
+        let _lock = attachment.buf.lock();
+
+        from_err_ptr(unsafe {
+            bindings::dma_buf_phys_vec_to_sgt(
+                attachment.ptr,
+                provider,
+                ranges.as_mut_ptr(),
+                ranges.len(),
+                ranges.iter().map(|range| range.len).sum(),
+                TO_DEVICE,
+            )
+        })
+    }
+
+    /// A PCI device, referenced, and the provider of memory of its.
+    #[cfg(CONFIG_PCI_P2PDMA)]
+    fn device_with_memory() -> Option<(*mut bindings::pci_dev, *mut bindings::p2pdma_provider)> {
+        const BARS: i32 = 6;
+        let mut pci = null_mut();
+
+        loop {
+            // This drops the reference to the last one.
+            pci = unsafe { bindings::pci_get_device(!0, !0, pci) };
+            if pci.is_null() {
+                return None;
+            }
+            if unsafe { bindings::pcim_p2pdma_init(pci) } != 0 {
+                continue;
+            }
+            let provider = (0..BARS)
+                .map(|bar| unsafe { bindings::pcim_p2pdma_provider(pci, bar) })
+                .find(|provider| !provider.is_null());
+            if let Some(provider) = provider {
+                return Some((pci, provider));
+            }
+        }
+    }
+
+    const RANGES: [bindings::phys_vec; 2] = [
+        bindings::phys_vec {
+            paddr: 0x10000,
+            len: 0x2000,
+        },
+        bindings::phys_vec {
+            paddr: 0x40000,
+            len: 0x1000,
+        },
+    ];
+
+    /// Memory of a PCI device goes to devices that reach it.
+    #[test]
+    fn memory_of_a_device_out_of_reach() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&FIXED)?;
+        let attachment = buf.attach(&device)?;
+        let mut provider = bindings::p2pdma_provider::default();
+        let mut ranges = RANGES;
+
+        let (result, count) = warnings(|| device_table(&attachment, null_mut(), &mut ranges));
+        assert_eq!((result.err(), count), (Some(EINVAL), 1));
+        // It is not a PCI device.
+        provider.owner = device.as_ptr();
+        if cfg!(not(CONFIG_PCI_P2PDMA)) {
+            let result = device_table(&attachment, &mut provider, &mut ranges);
+            assert_eq!(result.err(), Some(EINVAL));
+        }
+        Ok(())
+    }
+
+    /// A PCI device reaches its own memory by its bus.
+    #[test]
+    #[cfg(CONFIG_PCI_P2PDMA)]
+    fn memory_of_a_device_on_the_same_bus() -> Result {
+        let Some((pci, provider)) = device_with_memory() else {
+            return skip(c"needs a PCI device that has memory");
+        };
+        let buf = Buf::new(&FIXED)?;
+        let attachment =
+            from_err_ptr(unsafe { bindings::dma_buf_attach(buf.ptr, &raw mut (*pci).dev) })?;
+        let attachment = Attachment::from_raw(attachment, &buf);
+        let mut ranges = RANGES;
+
+        let table = device_table(&attachment, provider, &mut ranges)?;
+        unsafe {
+            let mut sg = (*table).sgl;
+
+            // There is memory of the device, and no pages.
+            assert_eq!((*table).nents, 2);
+            assert_eq!((*table).orig_nents, 0);
+            for range in &ranges {
+                let addr = range.paddr;
+
+                let addr = addr.wrapping_add((*provider).bus_offset);
+                assert_eq!(bindings::sg_dma_address(sg) as u64, addr);
+                assert_eq!(bindings::sg_dma_len(sg) as usize, range.len);
+                assert_eq!((*sg).page_link & !3, 0);
+                sg = bindings::sg_next(sg);
+            }
+            let _lock = buf.lock();
+            bindings::dma_buf_free_sgt(attachment.ptr, table, TO_DEVICE);
+        }
+        // Nothing of no size.
+        assert_eq!(
+            device_table(&attachment, provider, &mut []).err(),
+            Some(EINVAL)
+        );
+        drop(attachment);
+        unsafe { bindings::pci_dev_put(pci) };
+        Ok(())
+    }
+}
