@@ -185,6 +185,7 @@ read_suites() {
 		esac
 	done
 	for suite in vivid vivid-dmabuf vim2m vim2m-dmabuf; do
+		[ -e "$results/$suite" ] || continue
 		[ "$(warnings "$results/rust-$suite")" -le "$(warnings "$results/$suite")" ] ||
 			printf 'fail\t(more warnings than %s)\n' "$suite" >>"$results/rust-$suite"
 	done

@@ -62,70 +62,92 @@ verb_fuzz() {
 }
 
 # verb_mutate [FIRST[-LAST]]: each fault of "mutants" into the Rust core, to be found by KUnit on User
-# Mode Linux, else by the kselftests on arm64.
+# Mode Linux, else by KUnit and the kselftests on arm64.
 verb_mutate() {
-	local range=${1:-1-} list=$BENCH/mutants core i what first last caught=0 survived=() log=$CACHE/log/mutate
-	local results=$CACHE/results/mutate
+	local range=${1:-1-} list=$BENCH/mutants rust results=$CACHE/results/mutate i what first last total
 	get_toolchain
 	series_tree
-	core=$TREE/drivers/dma-buf/rust
-	python3 "$BENCH/lib/mutants.py" "$list" check "$core" || die "a mutant does not fit the core" \
+	rust=$TREE/drivers/dma-buf/rust
+	python3 "$BENCH/lib/mutants.py" "$list" check "$rust" || die "a mutant does not fit the core" \
 		"mend $list"
 	# "7" is one, "7-9" are three, "7-" are the rest.
 	first=${range%-*} last=${range#*-}
 	[ -n "$last" ] || last=$(python3 "$BENCH/lib/mutants.py" "$list" list | wc -l)
-	rm -rf "$log" "$results"
-	mkdir -p "$log" "$results"
-	say "mutate: without a fault first"
-	KUNIT_GLOB='dma_buf_core*' run_kunit rust um >"$log/none.log" 2>&1 ||
-		die "the tests fail without any fault" "see $log/none.log"
-	while IFS=$'\t' read -r i what; do
-		[ "$i" -ge "$first" ] && [ "$i" -le "$last" ] || continue
-		git -C "$TREE" checkout -q -- drivers/dma-buf/rust
-		python3 "$BENCH/lib/mutants.py" "$list" apply "$i" "$core"
-		if mutant_dies "$i" "$log/$i"; then
-			caught=$((caught + 1))
-			printf 'caught by %s\t%s\n' "$BY" "$what"
-		elif [ "$BY" = compiler ]; then
-			die "this fault does not compile, so it shows nothing: $what" "see $log/$i.um.log"
-		else
-			survived+=("$what")
-			printf 'SURVIVED\t%s\n' "$what"
-		fi
-	done < <(python3 "$BENCH/lib/mutants.py" "$list" list) | tee "$results/all"
-	git -C "$TREE" checkout -q -- drivers/dma-buf/rust
-	caught=$(grep -c '^caught' "$results/all" || true)
-	i=$(wc -l <"$results/all")
-	[ "$i" -gt 0 ] || die "no mutant was tried"
-	echo "$caught of $i faults were caught ($((caught * 100 / i)) %)"
-	[ $((caught * 100)) -ge $((i * 95)) ] || die "less than 95 % were caught" "the survivors are above"
+	rm -rf "${results:?}"
+	mkdir -p "$results"
+	python3 "$BENCH/lib/mutants.py" "$list" list |
+		awk -F '\t' -v first="$first" -v last="$last" '$1 >= first && $1 <= last' >"$results/list"
+	total=$(wc -l <"$results/list")
+	[ "$total" -gt 0 ] || die "there are no mutants $range"
+
+	say "mutate: without a fault"
+	KUNIT_GLOB='dma_buf_core*' run_kunit rust um >"$results/none.log" 2>&1 ||
+		die "KUnit fails without any fault" "see $results/none.log"
+	: >"$results/um"
+	try_mutants "$results/list" "$results/um" dies_in_kunit
+	: >"$results/arm64"
+	if [ -s "$results/um" ]; then
+		say "mutate: $(wc -l <"$results/um") faults are left for arm64; first without one"
+		dies_in_guest "$results/none" && die "the tests fail without any fault" \
+			"see $results/none.*"
+		try_mutants "$results/um" "$results/arm64" dies_in_guest
+	fi
+	sed 's/^[0-9]*\t/SURVIVED: /' "$results/arm64"
+	i=$((total - $(wc -l <"$results/arm64")))
+	echo "$i of $total faults were caught ($((i * 100 / total)) %)"
+	[ $((i * 100)) -ge $((total * 95)) ] || die "less than 95 % were caught" "the survivors are above"
 }
 
-# mutant_dies NUMBER LOG: whether the tests find what is wrong. Sets BY.
-mutant_dies() {
-	local log=$2 out=$CACHE/build/arm64-debug results=$CACHE/results/mutate/suites
-	BY=KUnit
-	if ! KUNIT_GLOB='dma_buf_core*' run_kunit rust um >"$log.um.log" 2>&1; then
-		! grep -qE '^(error|.*: error)[:[]' "$log.um.log" || { BY=compiler; return 1; }
+# try_mutants LIST SURVIVORS TEST: put each fault of LIST into the core, and those that TEST does not
+# find into SURVIVORS.
+try_mutants() {
+	local i what rc
+	while IFS=$'\t' read -r i what <&4; do
+		git -C "$TREE" checkout -q -- drivers/dma-buf/rust
+		python3 "$BENCH/lib/mutants.py" "$BENCH/mutants" apply "$i" "$TREE/drivers/dma-buf/rust"
+		rc=0
+		"$3" "$CACHE/results/mutate/$i" || rc=$?
+		git -C "$TREE" checkout -q -- drivers/dma-buf/rust
+		case $rc in
+		0) say "caught: $what" ;;
+		1)
+			say "not caught (${3#dies_in_}): $what"
+			printf '%s\t%s\n' "$i" "$what" >>"$2"
+			;;
+		*) die "this fault does not compile, so it shows nothing: $what" \
+			"see $CACHE/results/mutate/$i.*" ;;
+		esac
+	done 4<"$1"
+}
+
+# Whether KUnit on User Mode Linux finds what is wrong; 2 if it does not compile.
+dies_in_kunit() {
+	if ! KUNIT_GLOB='dma_buf_core*' run_kunit rust um >"$1.um.log" 2>&1 </dev/null; then
+		! grep -qE '^error(\[|:)' "$1.um.log" || return 2
 		return 0
 	fi
-	[ -z "$(splats "$CACHE/build/kunit-um/test.log")" ] || return 0
-	BY=kselftest
-	configure "$out" "$BENCH"/config/{arm64,debug,core-rust}.config
-	kmake "$out" Image >"$log.build.log" 2>&1 || { BY=compiler; return 1; }
+	[ -n "$(splats "$CACHE/build/kunit-um/test.log")" ]
+}
+
+# The same for KUnit and the kselftests on arm64.
+dies_in_guest() {
+	local out=$CACHE/build/arm64-debug results=$1.suites
+	build rust debug
+	kmake "$out" Image >"$1.build.log" 2>&1 </dev/null || return 2
 	IMAGE=$CACHE/images/mutant
 	mkdir -p "$IMAGE"
 	ln -sfn ../rust-debug/lib "$IMAGE/lib"
 	cp "$out/arch/arm64/boot/Image" "$IMAGE/"
-	SUITES="$CORE_SUITES kmemleak" boot_job mutant "$log.console" 900 \
-		"only='$CORE_SUITES kmemleak' . /bench/tests.sh" kunit.enable=0 2>"$log.trouble" || return 0
-	rm -rf "$results"
-	GUEST_SUITES=($CORE_SUITES kmemleak) read_suites "$WORK/out" "$results"
-	grep -h '^fail' "$results"/* >"$log.failed" || return 1
+	boot_job mutant "$1.console" 900 "only='$CORE_SUITES kmemleak' . /bench/tests.sh" \
+		"kunit.filter_glob=dma_buf_core*" 2>"$1.trouble" || return 0
+	read -ra GUEST_SUITES <<<"$CORE_SUITES kmemleak"
+	read_suites "$WORK/out" "$results"
+	known_failures "$results" 2>/dev/null
+	grep -h '^fail' "$results"/* >"$1.failed"
 }
 
 # The suites that are about the core alone.
-CORE_SUITES="dma-buf dma-buf-fence dma-buf-text dma-buf-user rust-dma-buf faults"
+CORE_SUITES="kunit dma-buf dma-buf-fence dma-buf-text dma-buf-user rust-dma-buf faults"
 
 # verb_coverage: which lines of dma-buf.c the suites run.
 verb_coverage() {
