@@ -188,6 +188,20 @@ mod tests {
         Ok(())
     }
 
+    /// Fences of a reservation object that is the buffer's own go with it.
+    #[test]
+    fn fences_are_put() -> Result {
+        let buf = Buf::new(&FIXED)?;
+        let fence = fence()?;
+        let before = fence_refs(fence.as_ref());
+
+        buf.add(&fence, BOOKKEEP)?;
+        assert_eq!(fence_refs(fence.as_ref()), before + 1);
+        drop(buf);
+        assert_eq!(fence_refs(fence.as_ref()), before);
+        Ok(())
+    }
+
     /// Two buffers of one reservation object, as parts of one image.
     #[test]
     fn a_shared_reservation_object() -> Result {

@@ -7,6 +7,7 @@ use kernel::{
     dma_buf::dma_fence::{
         DriverFence,
         DriverFenceAllocation,
+        Fence,
         FenceContext, //
     },
     error::{
@@ -848,6 +849,11 @@ pub(crate) fn fence() -> Result<DriverFence> {
     let context = FenceContext::new(c"kunit", c"dma-buf")?;
 
     Ok(context.new_fence(DriverFenceAllocation::new(GFP_KERNEL)?))
+}
+
+/// How many references a fence has.
+pub(crate) fn fence_refs(fence: &Fence) -> i32 {
+    unsafe { (&raw const (*fence.as_raw()).refcount.refcount.refs.counter).read_volatile() }
 }
 
 struct Later {

@@ -233,6 +233,28 @@ mod tests {
         Ok(())
     }
 
+    /// The callback has references to the fence and to the buffer, and gives them up.
+    #[test]
+    fn what_the_callback_keeps() -> Result {
+        for asked in [IN, OUT] {
+            let buf = Buf::new(&FIXED)?;
+            let fence = fence()?;
+            let seen = fence.fence();
+            let mut poller = Poller::new()?;
+
+            buf.add(&fence, WRITE)?;
+            let before = fence_refs(&seen);
+            assert_eq!(poller.poll(&buf, asked)?, 0);
+            assert_eq!(fence_refs(&seen), before + 1);
+            assert_eq!(buf.refs(), 2);
+            // That of who signals goes, too.
+            fence.signal(Ok(()));
+            assert_eq!(fence_refs(&seen), before - 1);
+            assert_eq!(buf.refs(), 1);
+        }
+        Ok(())
+    }
+
     #[test]
     fn all_who_wait_are_woken() -> Result {
         let buf = Buf::new(&FIXED)?;

@@ -417,7 +417,7 @@ fn timeline_fence(w: &mut World, line: &mut Line) -> i64 {
 
     line.arg("value", value);
     data.put(0, value.to_ne_bytes());
-    data.put(4, b"fence\n%s");
+    data.put(8, b"fence\n%s");
 
     let ret = w.ioctl(line, fd, SW_SYNC_FENCE, &mut data);
 
@@ -668,6 +668,9 @@ fn kind_of(fd: i32) -> Kind {
 }
 
 /// What /proc tells of a descriptor, without what differs from boot to boot.
+///
+/// A newline in the name of a buffer begins a line with the core in C, and is `\012` with that in
+/// Rust, on purpose. Here both are a comma.
 pub fn fdinfo(fd: i32) -> String {
     let text = std::fs::read(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
     let differs = |line: &&[u8]| {
@@ -681,6 +684,7 @@ pub fn fdinfo(fd: i32) -> String {
         .map(|line| escape(line).replace("\\t", ""))
         .collect::<Vec<_>>()
         .join(",")
+        .replace("\\\\012", ",")
 }
 
 fn fd_info(w: &mut World, line: &mut Line) -> i64 {

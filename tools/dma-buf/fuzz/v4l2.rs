@@ -40,6 +40,8 @@ pub struct State {
     pub map_offset: i64,
     pub map_len: usize,
     pub last: Kind,
+    /// The type and the memory of the buffers that were last asked for.
+    buffers: (u32, u32),
     has_vivid: bool,
     large: bool,
     nodes: [Option<CString>; 2],
@@ -54,6 +56,7 @@ impl Default for State {
             map_offset: 0,
             map_len: 0,
             last: Vivid,
+            buffers: (0, 0),
             has_vivid: false,
             large: false,
             nodes: [
@@ -68,6 +71,8 @@ impl State {
     pub fn reset(&mut self) {
         self.streamed = false;
         self.map_len = 0;
+        self.last = Vivid;
+        self.buffers = (0, 0);
         self.has_vivid = false;
         self.large = false;
     }
@@ -154,18 +159,29 @@ fn open_m2m(w: &mut World, line: &mut Line) -> i64 {
 
 impl World {
     fn video_fd(&mut self, line: &mut Line) -> (i32, Kind) {
-        let kind = self.rng.pick(&[Vivid, M2m]);
+        let other = self.rng.pick(&[Vivid, M2m]);
+        // Mostly that of the call before, so that calls come after what they need.
+        let kind = if self.video.buffers.1 == 0 || self.rng.one_in(4) {
+            other
+        } else {
+            self.video.last
+        };
 
+        if kind != self.video.last {
+            self.video.buffers = (0, 0);
+        }
         self.video.last = kind;
         (self.fd(line, "video", kind), kind)
     }
 
     /// The type of a queue: capture, or output.
     fn queue_type(&mut self, line: &mut Line, kind: Kind) -> u32 {
-        let right = if kind == Vivid {
-            1
-        } else {
-            self.rng.pick(&[1, 2])
+        let any = self.rng.pick(&[1, 2]);
+        let right = match self.video.buffers {
+            _ if kind == Vivid => 1,
+            (0, _) => any,
+            _ if self.rng.one_in(4) => any,
+            (queue, _) => queue,
         };
         let queue = if self.odd(12) {
             self.rng.pick(&[0, 1, 2, 3, 9, 10, 13, u32::MAX])
@@ -178,7 +194,12 @@ impl World {
     }
 
     fn memory(&mut self, line: &mut Line) -> u32 {
-        let right = self.rng.pick(&[MMAP, DMABUF, DMABUF]);
+        let any = self.rng.pick(&[MMAP, DMABUF, DMABUF]);
+        let right = match self.video.buffers {
+            (_, 0) => any,
+            _ if self.rng.one_in(6) => any,
+            (_, memory) => memory,
+        };
         let memory = self.word(12, right);
 
         line.arg("memory", memory);
@@ -291,7 +312,7 @@ fn format(w: &mut World, line: &mut Line) -> i64 {
 fn request(w: &mut World, line: &mut Line) -> i64 {
     let (fd, kind) = w.video_fd(line);
     let mut data = [0; 20];
-    let right = w.rng.pick(&[0, 1, 2, 2, 3]);
+    let right = w.rng.pick(&[0, 2, 2, 2, 3, 3]);
     // The core makes 32 of it, for which frames must be small.
     let count = if !w.video.large && w.compared() && w.odd(12) {
         w.rng.pick(&[33, u32::MAX])
@@ -312,6 +333,11 @@ fn request(w: &mut World, line: &mut Line) -> i64 {
     let ret = w.ioctl(line, fd, REQBUFS, &mut data);
 
     if ret == 0 {
+        w.video.buffers = if data.get32(0) == 0 {
+            (0, 0)
+        } else {
+            (queue, memory)
+        };
         line.out("count", data.get32(0));
         line.out("caps", format_args!("{:#x}", data.get32(12)));
     }
@@ -428,26 +454,41 @@ fn queue_to(w: &mut World, line: &mut Line, cmd: u32, memory: u32, video: (i32, 
     w.ioctl(line, fd, cmd, &mut data)
 }
 
-/// All that it takes to give a buffer to a device.
-fn import(w: &mut World, line: &mut Line) -> i64 {
+/// Has the queue make buffers of this memory, if it has none. This fails when they are in use,
+/// and then those do as well.
+fn ask_for(w: &mut World, line: &mut Line, memory: u32) -> (i32, Kind) {
     let (fd, kind) = w.video_fd(line);
-    let queue = if kind == Vivid {
-        1
-    } else {
-        w.rng.pick(&[1u32, 2])
-    };
     let mut data = [0; 20];
 
-    line.arg("queue", queue);
-    data.put(0, 2u32.to_ne_bytes());
+    if w.video.buffers.1 == memory {
+        return (fd, kind);
+    }
+
+    let queue: u32 = if kind == Vivid {
+        1
+    } else {
+        w.rng.pick(&[1, 2])
+    };
+
+    data.put(0, 3u32.to_ne_bytes());
     data.put(4, queue.to_ne_bytes());
-    data.put(8, DMABUF.to_ne_bytes());
-    // This fails when there are buffers already, which do as well.
-    line.out(
-        "request",
-        sys_ioctl(fd, REQBUFS, w.arenas[1].put(Place::Good, &data)),
-    );
-    queue_to(w, line, QBUF, DMABUF, (fd, kind))
+    data.put(8, memory.to_ne_bytes());
+    line.arg("queue", queue);
+
+    let ret = sys_ioctl(fd, REQBUFS, w.arenas[1].put(Place::Good, &data));
+
+    line.out("request", ret);
+    if ret == 0 {
+        w.video.buffers = (queue, memory);
+    }
+    (fd, kind)
+}
+
+/// All that it takes to give a buffer to a device.
+fn import(w: &mut World, line: &mut Line) -> i64 {
+    let video = ask_for(w, line, DMABUF);
+
+    queue_to(w, line, QBUF, DMABUF, video)
 }
 
 fn dequeue(w: &mut World, line: &mut Line) -> i64 {
@@ -463,7 +504,11 @@ fn dequeue(w: &mut World, line: &mut Line) -> i64 {
 }
 
 fn export(w: &mut World, line: &mut Line) -> i64 {
-    let (fd, kind) = w.video_fd(line);
+    let (fd, kind) = if w.rng.one_in(2) {
+        ask_for(w, line, MMAP)
+    } else {
+        w.video_fd(line)
+    };
     let mut data = [0; 64];
     let queue = w.queue_type(line, kind);
     let index = w.index(line);

@@ -237,11 +237,13 @@ pub fn errno_name(errno: i64) -> String {
         (34, "ERANGE"),
         (38, "ENOSYS"),
         (40, "ELOOP"),
+        (53, "EBADR"),
         (75, "EOVERFLOW"),
         (77, "EBADFD"),
         (88, "ENOTSOCK"),
         (95, "EOPNOTSUPP"),
         (105, "ENOBUFS"),
+        (107, "ENOTCONN"),
         (109, "ETOOMANYREFS"),
         (111, "ECONNREFUSED"),
     ];

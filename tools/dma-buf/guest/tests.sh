@@ -271,7 +271,6 @@ suite text 60 bash -c text
 suite rust-vivid-test 300 bash -c "selftest rust_vivid"
 suite rust-vim2m-test 300 bash -c "selftest rust_vim2m"
 suite rust-v4l2-test 300 bash -c "selftest rust_v4l2"
-suite defects 300 bash -c "selftest dmabuf_defects"
 leaked=$(buffers)
 suite vivid 300 v4l2-compliance -s -d "$(node vivid-000-vid-cap)"
 suite vivid-dmabuf 300 bash -c "compliance $(node vivid-000-vid-cap) $(node vivid-002-vid-cap)"
@@ -285,4 +284,7 @@ suite pipelines 300 bash -c pipelines
 suite module 60 bash -c module
 suite unload 60 bash -c unload
 suite kmemleak 120 bash -c kmemleak
+# Last, for these leak.
+modprobe -a vivid vim2m rust_dma_buf rust_vivid rust_vim2m
+suite defects 300 bash -c "selftest dmabuf_defects"
 true

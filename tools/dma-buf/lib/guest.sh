@@ -101,14 +101,14 @@ read_tap() {
 			n[depth]++
 			status = $0 ~ /^[# ]*not ok/ ? "fail" : "pass"
 			why = ""
-			if (match($0, /# *SKIP/)) {
+			if (match($0, /# *(SKIP|XFAIL)/)) {
 				status = "skip"
 				why = substr($0, RSTART + RLENGTH)
-				sub(/^ */, "\t", why)
+				sub(/^ */, substr($0, RSTART, RLENGTH) ~ /XFAIL/ ? "\tknown defect: " : "\t", why)
 			}
 			name = $0
 			sub(/^[# ]*(not )?ok [0-9]+ *(- )?/, "", name)
-			sub(/ *# *SKIP.*/, "", name)
+			sub(/ *# *(SKIP|XFAIL).*/, "", name)
 			if (!(last != "" && last > depth) || (status == "fail" && !bad)) {
 				again = ++seen[prefix name]
 				print status "\t" prefix name (again > 1 ? " #" again : "") why
@@ -158,8 +158,8 @@ read_compliance() {
 
 # The suites of tests.sh. One without a log did not run.
 GUEST_SUITES=(kunit dmabuf-heaps udmabuf sync dma-buf dma-buf-fence dma-buf-text dma-buf-user
-	rust-dma-buf faults stress text rust-vivid-test rust-vim2m-test rust-v4l2-test defects vivid vivid-dmabuf vim2m vim2m-dmabuf rust-vivid rust-vivid-dmabuf rust-vim2m
-	rust-vim2m-dmabuf pipelines module unload kmemleak)
+	rust-dma-buf faults stress text rust-vivid-test rust-vim2m-test rust-v4l2-test vivid vivid-dmabuf vim2m vim2m-dmabuf rust-vivid rust-vivid-dmabuf rust-vim2m
+	rust-vim2m-dmabuf pipelines module unload kmemleak defects)
 
 # read_suites DIR RESULTS: read every log that tests.sh wrote.
 read_suites() {

@@ -299,6 +299,8 @@ run_kunit() {
 		CONFIG_SW_SYNC=y
 		CONFIG_DEBUG_FS=y
 		CONFIG_DEBUG_KERNEL=y
+		CONFIG_MODULES=y
+		CONFIG_MODULE_UNLOAD=y
 		CONFIG_DEBUG_ATOMIC_SLEEP=y
 		CONFIG_DMABUF_DEBUG=y
 		CONFIG_KASAN=y
@@ -309,7 +311,7 @@ run_kunit() {
 	CONFIG
 	# shellcheck disable=SC2086
 	(cd "$TREE" && in_tools ./tools/testing/kunit/kunit.py run --arch="$arch" \
-		--kunitconfig "$out/workbench.kunitconfig" --build_dir "$out" --timeout 300 \
+		--kunitconfig "$out/workbench.kunitconfig" --build_dir "$out" --timeout "${KUNIT_TIMEOUT:-300}" \
 		--make_options LLVM=1 "${args[@]}" --raw_output=kunit ${KUNIT_GLOB:+"$KUNIT_GLOB"})
 }
 
