@@ -226,7 +226,7 @@ fn threaded(options: &Options, calls: &[&'static Call]) -> io::Result<()> {
         while goes_on(options, start, program, world.calls)
             && (options.deadline.is_some() || world.calls < share)
         {
-            world.run_program(options.seed, program << 8 | thread, calls, PROGRAM_LEN);
+            world.run_program(options.seed, (program << 8) | thread, calls, PROGRAM_LEN);
             program += 1;
         }
         world.coverage

@@ -58,18 +58,18 @@ impl Hash {
 
 /// The number of an ioctl, as of `_IOC()`.
 pub const fn ioc(dir: u32, kind: u8, nr: u32, size: usize) -> u32 {
-    dir << 30 | (size as u32) << 16 | (kind as u32) << 8 | nr
+    (dir << 30) | ((size as u32) << 16) | ((kind as u32) << 8) | nr
 }
 
 /// Spoils the number of an ioctl: its size, its direction, its type, or its number.
 pub fn wrong_command(rng: &mut Rng, cmd: u32, only_size: bool) -> u32 {
-    let size = cmd >> 16 & 0x3fff;
+    let size = (cmd >> 16) & 0x3fff;
 
     match rng.below(if only_size { 2 } else { 4 }) {
         0 => {
             let size = rng.pick(&[0, 1, size.wrapping_sub(1), size + 1, size + 8, 0x3fff]);
 
-            cmd & !(0x3fff << 16) | (size & 0x3fff) << 16
+            cmd & !(0x3fff << 16) | ((size & 0x3fff) << 16)
         }
         1 => cmd ^ (rng.pick(&[1, 2, 3]) << 30),
         2 => cmd ^ (rng.pick(&[0x01, 0x20, 0xff]) << 8),

@@ -382,7 +382,7 @@ impl World {
 
         if copy >= 0 {
             let at = self.rng.below(shared.len());
-            let old = shared[at].swap((copy as u64) << 8 | kind as u64, Relaxed);
+            let old = shared[at].swap(((copy as u64) << 8) | kind as u64, Relaxed);
 
             if old != 0 {
                 sys_close((old >> 8) as i32);
@@ -509,7 +509,7 @@ impl World {
             line.arg("fd", "-1");
             return sys_ioctl(-1, cmd, addr);
         }
-        if self.compared() && cmd >> 8 & 0xff != u32::from(b'V') {
+        if self.compared() && (cmd >> 8) & 0xff != u32::from(b'V') {
             return sys_ioctl_limited(fd, cmd, addr);
         }
         sys_ioctl(fd, cmd, addr)
@@ -543,7 +543,7 @@ impl World {
 
     pub fn command(&mut self, line: &mut Line, cmd: u32) -> u32 {
         // Other commands of video devices would tell of frames.
-        let only_size = self.compared() && cmd >> 8 & 0xff == u32::from(b'V');
+        let only_size = self.compared() && (cmd >> 8) & 0xff == u32::from(b'V');
         let cmd = if self.odd(20) {
             wrong_command(&mut self.rng, cmd, only_size)
         } else {

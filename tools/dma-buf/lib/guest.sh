@@ -7,6 +7,7 @@ prepare_work() {
 	rm -rf "$WORK"
 	mkdir -p "$WORK/out"
 	cp -a "$CACHE/programs" "$WORK/programs"
+	[ ! -e "$CACHE/fuzz/dmabuf-fuzz" ] || cp "$CACHE/fuzz/dmabuf-fuzz" "$WORK/programs/"
 	cp -a "$IMAGE/lib/modules" "$WORK/modules"
 	cp "$BENCH"/guest/*.sh "$WORK/"
 }
@@ -158,7 +159,7 @@ read_compliance() {
 
 # The suites of tests.sh. One without a log did not run.
 GUEST_SUITES=(kunit dmabuf-heaps udmabuf sync dma-buf dma-buf-fence dma-buf-text dma-buf-user
-	rust-dma-buf faults stress text rust-vivid-test rust-vim2m-test rust-v4l2-test vivid vivid-dmabuf vim2m vim2m-dmabuf rust-vivid rust-vivid-dmabuf rust-vim2m
+	rust-dma-buf faults stress fuzz text rust-vivid-test rust-vim2m-test rust-v4l2-test vivid vivid-dmabuf vim2m vim2m-dmabuf rust-vivid rust-vivid-dmabuf rust-vim2m
 	rust-vim2m-dmabuf pipelines module unload kmemleak defects)
 
 # read_suites DIR RESULTS: read every log that tests.sh wrote.

@@ -6,6 +6,7 @@
 boot_job() {
 	local log=$2 limit=$3 command=$4
 	build_programs
+	build_fuzz
 	get_rootfs
 	prepare_work "$1" debug
 	printf '%s\n' "$command" >"$WORK/job"
@@ -40,7 +41,7 @@ verb_fuzz() {
 	local seed=$2 calls=$3 core log
 	get_toolchain
 	series_tree
-	mkdir -p "$CACHE/fuzz"
+	mkdir -p "$CACHE/fuzz-calls"
 	for core in $1; do
 		log=$CACHE/log/fuzz-$core.log
 		build "$core" debug
@@ -50,13 +51,13 @@ verb_fuzz() {
 		[ "$(cat "$WORK/out/fuzz.rc")" = 0 ] || { tail -n 20 "$WORK/out/fuzz.log" >&2
 			die "the fuzzer found something" "its output is $WORK/out/fuzz.log"; }
 		tail -n 60 "$WORK/out/fuzz.log"
-		cp "$WORK/out/fuzz.calls" "$CACHE/fuzz/$seed-$core"
+		cp "$WORK/out/fuzz.calls" "$CACHE/fuzz-calls/$seed-$core"
 	done
 	[ "$1" = "rust c" ] || return 0
-	cmp "$CACHE/fuzz/$seed-rust" "$CACHE/fuzz/$seed-c" >&2 || {
-		diff "$CACHE/fuzz/$seed-c" "$CACHE/fuzz/$seed-rust" | head -n 20 >&2
+	cmp "$CACHE/fuzz-calls/$seed-rust" "$CACHE/fuzz-calls/$seed-c" >&2 || {
+		diff "$CACHE/fuzz-calls/$seed-c" "$CACHE/fuzz-calls/$seed-rust" | head -n 20 >&2
 		die "the cores differ for seed $seed (above: < C, > Rust)" \
-			"the calls are in $CACHE/fuzz/$seed-{rust,c}"
+			"the calls are in $CACHE/fuzz-calls/$seed-{rust,c}"
 	}
 	say "fuzz: the cores do not differ for seed $seed"
 }

@@ -265,13 +265,13 @@ series_bisect() {
 }
 
 verb_clean() {
-	local mine=(build images log programs programs.key results rustdoc demo scratch patches.new)
+	local mine=(build images fuzz fuzz.key fuzz-calls coverage log programs programs.key results rustdoc demo scratch patches.new)
 	if [ -n "$1" ]; then
 		[ ! -e "$CACHE/edit.ready" ] || die "$CACHE/edit has an edit that is not imported" \
 			"finish with: run series import"
 		! grep -q " $CACHE/toolchain" /proc/self/mounts ||
 			die "something is mounted in $CACHE/toolchain" "unmount it first"
-		mine+=(toolchain toolchain.key rootfs rootfs.key linux linux.key download apt ccache edit)
+		mine+=(toolchain toolchain.key std-arm64 std-arm64.key apt-arm64 rootfs rootfs.key linux linux.key download apt ccache edit)
 		mine+=(sparse-paths series-files series-files.new rust-files signed bisect.config)
 		rm -rf "${CACHE:?}"/tree-*
 	fi
@@ -392,6 +392,7 @@ guest_suites() {
 	local core=$1 results=$CACHE/results/$1 console=$CACHE/log/console-$1.log
 	build "$core" debug
 	build_programs
+	build_fuzz
 	get_rootfs
 	prepare_work "$core" debug
 	echo '. /bench/tests.sh' >"$WORK/job"
@@ -426,6 +427,17 @@ flat_results() {
 	done
 }
 
+# compare_fuzz C RUST RESULTS: whether the fuzzer saw the same on both cores, if it ran on both.
+compare_fuzz() {
+	[ -e "$1" ] && [ -e "$2" ] || return 0
+	mkdir -p "$3"
+	if diff "$1" "$2" >"$CACHE/log/fuzz.diff"; then
+		printf 'pass\tthe same results for %s random calls\n' "$(wc -l <"$1")" >"$3/fuzz"
+	else
+		printf 'fail\tthe results of random calls differ: see %s\n' "$CACHE/log/fuzz.diff" >"$3/fuzz"
+	fi
+}
+
 verb_test() {
 	local core=$1 only=$2 cores=(rust c) results=$CACHE/results
 	[ -z "$core" ] || cores=("$core")
@@ -444,6 +456,8 @@ verb_test() {
 			tap_suite "$results/both" gallery gallery_checks
 		}
 	done
+
+	compare_fuzz "$CACHE"/log/suites-{c,rust}/fuzz.calls "$results/both"
 
 	PASSED=0 FAILED=0 SKIPPED=0
 	echo
