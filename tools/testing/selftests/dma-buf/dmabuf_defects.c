@@ -185,7 +185,12 @@ TEST_F(vb2, failed_attach_leaks_references)
 	int i, before, after;
 	long leaked;
 
+	/* Whatever it was set to, the frames are to be larger than the buffer. */
 	ASSERT_EQ(0, do_ioctl(self->video, VIDIOC_G_FMT, &format));
+	format.fmt.pix.width = 640;
+	format.fmt.pix.height = 360;
+	format.fmt.pix.bytesperline = 0;
+	ASSERT_EQ(0, do_ioctl(self->video, VIDIOC_S_FMT, &format));
 	ASSERT_GT(format.fmt.pix.sizeimage, self->buf.size);
 	ASSERT_EQ(0, do_ioctl(self->video, VIDIOC_REQBUFS, &req));
 	ASSERT_EQ(1, fdinfo_count(self->buf.fd));

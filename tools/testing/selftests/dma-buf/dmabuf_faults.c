@@ -6,8 +6,9 @@
  * second one, until none is left to fail. It may then fail, with an error that says why, or get by
  * without. Either way nothing may be left behind, nor be lost.
  *
- * The tests vmap_sum and vmap_qbuf make the vmap() of an exporter fail, about which the C core warns
- * once. To run the others only, as for the C core with panic_on_warn: -T vmap_sum -T vmap_qbuf.
+ * The tests vmap_sum and vmap_qbuf make the vmap() of an exporter fail, about which the C core
+ * warns once. To run the others only, as for the C core with panic_on_warn:
+ * -T vmap_sum -T vmap_qbuf.
  */
 
 #define _GNU_SOURCE
@@ -206,7 +207,7 @@ static int count_faults(const struct faults *f, int kind)
 static void expect_injected(struct __test_metadata *_metadata, const struct faults *f,
 			    const char *name, unsigned int expected)
 {
-	int kind, total = 0, counts[NUM_KINDS];
+	int kind, total = 0, of_expected = 0, counts[NUM_KINDS];
 	unsigned int existing = 0;
 
 	for (kind = 0; kind < NUM_KINDS; kind++) {
@@ -222,10 +223,15 @@ static void expect_injected(struct __test_metadata *_metadata, const struct faul
 	if (!(expected & existing) && !total)
 		SKIP(return, "needs CONFIG_FAULT_INJECTION_USERCOPY");
 	EXPECT_LT(0, f->failed);
+	/*
+	 * Which allocation has which number differs a little from round to round, as caches are
+	 * refilled, so that a single copy at the end may be passed over.
+	 */
 	for (kind = 0; kind < NUM_KINDS; kind++) {
 		if (expected & existing & 1 << kind)
-			EXPECT_LT(0, counts[kind]) TH_LOG("%s", kinds[kind].name);
+			of_expected += counts[kind];
 	}
+	EXPECT_LT(0, of_expected);
 }
 
 #define EXPECT_INJECTED(f, name, expected)	expect_injected(_metadata, f, name, expected)
@@ -802,12 +808,13 @@ TEST_F(faults, epoll)
 	EXPECT_INJECTED(f, "epoll", WITH_SLAB | WITH_COPY);
 }
 
-/* A read() that failed has read nothing, and the next one gets all. */
+/* A read() that failed has read nothing; those after it get all. */
 static void fail_read(struct __test_metadata *_metadata, FIXTURE_DATA(faults) *self,
 		      const char *path, const char *name)
 {
 	struct faults *f = &self->faults;
-	static char text[8192], expected[8192];
+	static char text[1 << 16], expected[1 << 16];
+	size_t len;
 	int file, ret;
 
 	ASSERT_TRUE(read_text(path, expected, sizeof(expected)));
@@ -821,8 +828,9 @@ static void fail_read(struct __test_metadata *_metadata, FIXTURE_DATA(faults) *s
 		ret = ret < 0 ? -errno : ret;
 		disarm(f);
 		ASSERT_OUTCOME(f, ret, ENOMEM, EFAULT);
-		if (ret < 0)
-			ASSERT_LT(0, read(file, text, sizeof(text) - 1));
+		len = ret < 0 ? 0 : ret;
+		while ((ret = read(file, text + len, sizeof(text) - 1 - len)) > 0)
+			len += ret;
 		ASSERT_STREQ(expected, text);
 		close(file);
 		ASSERT_INTACT();
@@ -1039,6 +1047,22 @@ static int fail_qbuf(struct __test_metadata *_metadata, FIXTURE_DATA(faults) *se
 	size_t page = getpagesize(), size = (video->size + page - 1) / page * page;
 	int ret, fd, leaked = 0;
 
+	/* Contiguous memory, or memory of one kind of exporter, may be all that it takes. */
+	fd = self->buf.exporter->alloc(self->buf.dev, size, O_RDWR);
+	ASSERT_GE(fd, 0);
+	ASSERT_EQ(0, request(video, V4L2_MEMORY_DMABUF, 1));
+	buf.m.fd = fd;
+	buf.length = size;
+	ret = do_ioctl(video->fd, VIDIOC_QBUF, &buf);
+	ASSERT_EQ(0, request(video, V4L2_MEMORY_DMABUF, 0));
+	if (ret < 0 && fdinfo_count(fd) == 2)
+		self->num_buffers++;
+	close(fd);
+	if (ret < 0) {
+		ksft_print_msg("%s: %s without a fault: left out\n", name, strerror(-ret));
+		return 0;
+	}
+
 	self->free_fd = free_fd(FDS_AT_ONCE);
 	for_each_fault(f) {
 		fd = self->buf.exporter->alloc(self->buf.dev, size, O_RDWR);
@@ -1049,10 +1073,10 @@ static int fail_qbuf(struct __test_metadata *_metadata, FIXTURE_DATA(faults) *se
 		arm(f);
 		ret = do_ioctl(video->fd, VIDIOC_QBUF, &buf);
 		disarm(f);
-		/* EFAULT: of the copies, or that vb2_vmalloc could not map. */
-		ASSERT_OUTCOME(f, ret, ENOMEM, EFAULT);
+		/* EFAULT: of the copies, or that vb2_vmalloc could not map; EINVAL: vb2_dma_contig. */
+		ASSERT_OUTCOME(f, ret, ENOMEM, EFAULT, EINVAL);
 		ASSERT_EQ(0, request(video, V4L2_MEMORY_DMABUF, 0));
-		if (ret == -ENOMEM && fdinfo_count(fd) == 2) {
+		if (ret < 0 && fdinfo_count(fd) == 2) {
 			self->num_buffers++;
 			leaked++;
 		} else {

@@ -10,6 +10,7 @@
  */
 
 #define _GNU_SOURCE
+#include <assert.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -833,6 +834,7 @@ static int do_op_sum(struct worker *w, struct buffer *buf, int arg)
 
 	return ret;
 }
+
 /* The lock is against the syncs of others: see RACY_SYNC. */
 DEFINE_SHARED_OP(op_sum, true)
 
@@ -1583,7 +1585,7 @@ static const struct op {
 	{ "racy fdinfo", op_racy_fdinfo, 0, 4, 0 },
 };
 
-_Static_assert(ARRAY_SIZE(ops) <= MAX_OPS, "more operations than counters");
+static_assert(ARRAY_SIZE(ops) <= MAX_OPS, "more operations than counters");
 
 static int total_weight;
 

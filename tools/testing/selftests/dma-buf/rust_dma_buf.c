@@ -25,7 +25,6 @@
 
 #define DEV		"/dev/rust-dma-buf"
 #define BUFINFO		"/sys/kernel/debug/dma_buf/bufinfo"
-#define FAILSLAB	"/sys/kernel/debug/failslab/"
 #define NUM_PAGES	4
 
 static int do_ioctl(int fd, unsigned long cmd, void *arg)
@@ -54,19 +53,6 @@ static int fill(int dev, int fd, __u64 byte)
 	__u64 arg[2] = { fd, byte };
 
 	return do_ioctl(dev, RUST_DMA_BUF_FILL, arg);
-}
-
-static bool write_text(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	bool ok;
-
-	if (fd < 0)
-		return false;
-	ok = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
-	close(fd);
-
-	return ok;
 }
 
 /* The number in the last line of bufinfo: "Total %d objects, ...", or -1. */
@@ -301,49 +287,16 @@ TEST_F(sample, import_from_udmabuf)
 	close(udmabuf);
 }
 
-/*
- * Whichever allocation fails: there is an error, nothing is left behind, and the next attempt
- * succeeds.
- */
-TEST_F(sample, failing_allocations)
+/* What it is for is in dmabuf_defects.c. */
+TEST_F(sample, hold)
 {
-	static const char * const files[] = { FAILSLAB "verbose", FAILSLAB "ignore-gfp-wait" };
-	int nth, fd, before, failed = 0;
-	long long ret;
-	char text[16];
-	int fail_nth;
+	__u64 arg[2] = { self->fd, 10 };
 
-	fail_nth = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
-	if (fail_nth < 0 || !write_text(files[0], "0") || !write_text(files[1], "N"))
-		SKIP(return, "needs CONFIG_FAILSLAB, its debugfs files, and root");
-	before = num_buffers();
-
-	for (nth = 1; nth < 1000; nth++) {
-		memset(text, 0, sizeof(text));
-		ASSERT_LT(0, snprintf(text, sizeof(text), "%d", nth));
-		ASSERT_LT(0, pwrite(fail_nth, text, strlen(text), 0));
-		fd = alloc(self->dev, self->size);
-		ret = sum(self->dev, self->fd);
-		memset(text, 0, sizeof(text));
-		ASSERT_LT(0, pread(fail_nth, text, sizeof(text) - 1, 0));
-		ASSERT_LT(0, pwrite(fail_nth, "0", 1, 0));
-		if (fd >= 0)
-			close(fd);
-		else
-			EXPECT_EQ(-ENOMEM, fd);
-		if (ret < 0)
-			EXPECT_EQ(-ENOMEM, ret);
-		failed += fd < 0 || ret < 0;
-		/* What is left of the number was not reached. */
-		if (atoi(text))
-			break;
-	}
-	write_text(files[1], "Y");
-	close(fail_nth);
-	TH_LOG("%d of %d allocations that failed were noticed", failed, nth - 1);
-	EXPECT_LT(5, failed);
-	EXPECT_GT(1000, nth);
-	EXPECT_EQ(before, num_buffers());
+	EXPECT_EQ(0, do_ioctl(self->dev, RUST_DMA_BUF_HOLD, arg));
+	arg[1] = 10001;
+	EXPECT_EQ(-EINVAL, do_ioctl(self->dev, RUST_DMA_BUF_HOLD, arg));
+	arg[0] = -1ULL;
+	EXPECT_EQ(-EBADF, do_ioctl(self->dev, RUST_DMA_BUF_HOLD, arg));
 	EXPECT_EQ(0, sum(self->dev, self->fd));
 }
 
