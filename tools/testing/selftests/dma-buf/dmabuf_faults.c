@@ -108,7 +108,7 @@ static void setup_faults(struct __test_metadata *_metadata, struct faults *f)
 	if (f->fd < 0)
 		SKIP(return, FAIL_NTH ": %s (CONFIG_FAULT_INJECTION)", strerror(errno));
 	if (access(DEBUGFS "failslab", X_OK))
-		SKIP(return, DEBUGFS "failslab: %s (CONFIG_FAILSLAB, CONFIG_FAULT_INJECTION_DEBUG_FS)",
+		SKIP(return, "failslab: %s (CONFIG_FAILSLAB, CONFIG_FAULT_INJECTION_DEBUG_FS)",
 		     strerror(errno));
 	/* So that page faults of the test do not get the faults. */
 	if (mlockall(MCL_CURRENT))
@@ -1073,7 +1073,7 @@ static int fail_qbuf(struct __test_metadata *_metadata, FIXTURE_DATA(faults) *se
 		arm(f);
 		ret = do_ioctl(video->fd, VIDIOC_QBUF, &buf);
 		disarm(f);
-		/* EFAULT: of the copies, or that vb2_vmalloc could not map; EINVAL: vb2_dma_contig. */
+		/* EFAULT: of a copy, or that vb2_vmalloc could not map; EINVAL: vb2_dma_contig. */
 		ASSERT_OUTCOME(f, ret, ENOMEM, EFAULT, EINVAL);
 		ASSERT_EQ(0, request(video, V4L2_MEMORY_DMABUF, 0));
 		if (ret < 0 && fdinfo_count(fd) == 2) {
