@@ -405,6 +405,25 @@ mod tests {
         Ok(())
     }
 
+    /// With the DMA API debugged, this is worth a line in the log; it is a mapping like any other.
+    #[test]
+    fn a_table_that_is_not_aligned() -> Result {
+        let device = Device::new()?;
+        let buf = Export::of(Mock::unaligned()?, &FIXED)?.export()?;
+        let attachment = buf.attach(&device)?;
+        let table = attachment.map(TO_DEVICE)?;
+        let (addr, _) = Mock::segment(0, 2);
+
+        assert_eq!(
+            unsafe { bindings::sg_dma_address((*table).sgl) } as u64,
+            addr + 16
+        );
+        buf.mock.forget_calls();
+        attachment.unmap(table, TO_DEVICE);
+        assert!(buf.mock.called(&[Op::Unmap]));
+        Ok(())
+    }
+
     /// Who does not know of moves waits until the memory is there, after it was mapped.
     #[test]
     fn a_static_importer_waits_for_the_kernel() -> Result {

@@ -443,17 +443,24 @@ mod tests {
         Ok(())
     }
 
-    /// A buffer without references, which is not released yet, is not found.
+    /// A buffer without references, which is not released yet, is not found, be it the first or
+    /// another one.
     #[test]
     fn the_iterator_skips_what_dies() -> Result {
         let older = Buf::new(&FIXED)?;
-        let (dying, mock) = Buf::new(&FIXED)?.forget();
+        let (middle, mock_of_middle) = Buf::new(&FIXED)?.forget();
         let newer = Buf::new(&FIXED)?;
+        let (first, mock_of_first) = Buf::new(&FIXED)?.forget();
 
-        // The work item that releases it may come first; then it is not found, either.
-        unsafe { bindings::dma_buf_put(dying) };
+        // The work item that releases them may come first; then they are not found, either.
+        unsafe {
+            bindings::dma_buf_put(middle);
+            bindings::dma_buf_put(first);
+        }
+        assert_eq!(found([middle, first]).0, 0);
         assert_eq!(found([older.ptr, newer.ptr]), (2, [1, 0]));
-        assert!(eventually(|| mock.ends_with(Op::Release)));
+        assert!(eventually(|| mock_of_middle.ends_with(Op::Release)));
+        assert!(eventually(|| mock_of_first.ends_with(Op::Release)));
         Ok(())
     }
 

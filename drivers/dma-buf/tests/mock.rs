@@ -163,6 +163,15 @@ impl Mock {
         )?)
     }
 
+    /// A mock whose first segment is not at the start of a page.
+    pub(crate) fn unaligned() -> Result<Arc<Self>> {
+        let mock = Self::new()?;
+        let (addr, len) = Self::segment(0, 2);
+
+        unsafe { set_dma((*mock.table()).sgl, (addr + 16, len)) };
+        Ok(mock)
+    }
+
     /// Address and length for the device of a segment.
     pub(crate) fn segment(i: usize, segments: u32) -> (u64, u32) {
         let pages = if i + 1 == segments as usize { 2 } else { 1 };

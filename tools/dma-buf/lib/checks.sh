@@ -4,7 +4,8 @@
 CORE=drivers/dma-buf/rust
 
 # The objects of which the Rust files of the series are a part.
-RUST_OBJECTS=(rust/kernel $CORE/dma_buf samples/rust/rust_{dma_buf,vivid,vim2m})
+RUST_OBJECTS=(rust/kernel $CORE/dma_buf drivers/dma-buf/tests/dma_buf_kunit
+	samples/rust/rust_{dma_buf,vivid,vim2m})
 
 # rust_tool OUT OBJECT TOOL OPTION...: run another tool with the options that the build in OUT gave
 # to rustc for an object.
@@ -28,14 +29,14 @@ compile_checks() {
 	bad=()
 	(cd "$TREE" && rust_files >"$CACHE/rust-files" &&
 		in_tools rustfmt --check --edition 2021 --config-path .rustfmt.toml \
-			$(grep -E 'dma_buf\.rs$|rust/kernel|samples' "$CACHE/rust-files")) \
+			$(grep -E 'dma_buf(_kunit)?\.rs$|rust/kernel|samples' "$CACHE/rust-files")) \
 		>"$log/rustfmt.log" 2>&1 || bad=("see $log/rustfmt.log")
 	report $((n += 1)) rustfmt "${bad[@]}"
 
 	# The folder may have been used for the other core since.
 	configure "$out" "$BENCH"/config/{arm64,debug,core-rust}.config
 	bad=()
-	kmake "$out" prepare "$CORE/" samples/rust/ >"$log/rust.log" 2>&1 || bad=("see $log/rust.log")
+	kmake "$out" prepare "$CORE/" drivers/dma-buf/tests/ samples/rust/ >"$log/rust.log" 2>&1 || bad=("see $log/rust.log")
 	! grep -qE '^(warning|error)' "$log/rust.log" || bad=("see $log/rust.log")
 	report $((n += 1)) "rustc" "${bad[@]}"
 
@@ -61,7 +62,7 @@ compile_checks() {
 			"$([ "$object" = rust/kernel ] || echo --document-private-items)" \
 			>"$log/rustdoc.log" 2>&1 || bad=("see $log/rustdoc.log")
 		! grep -qE '^(warning|error)' "$log/rustdoc.log" || bad=("see $log/rustdoc.log")
-		[ -n "$(find "$CACHE/rustdoc" -path '*/dma_buf/index.html' -o -path '*/rust_*/index.html')" ] ||
+		[ -n "$(find "$CACHE/rustdoc" -path '*/dma_buf*/index.html' -o -path '*/rust_*/index.html')" ] ||
 			bad=("nothing was documented: see $log/rustdoc.log")
 		[ ${#bad[@]} = 0 ] || cp "$log/rustdoc.log" "$log/rustdoc-${object//\//-}.log"
 		report $((n += 1)) "rustdoc: $object" "${bad[@]//rustdoc.log/rustdoc-${object//\//-}.log}"

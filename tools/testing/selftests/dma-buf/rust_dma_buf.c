@@ -7,6 +7,8 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +16,8 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <linux/dma-buf.h>
@@ -298,6 +302,51 @@ TEST_F(sample, hold)
 	arg[0] = -1ULL;
 	EXPECT_EQ(-EBADF, do_ioctl(self->dev, RUST_DMA_BUF_HOLD, arg));
 	EXPECT_EQ(0, sum(self->dev, self->fd));
+}
+
+static void on_alarm(int sig)
+{
+	(void)sig;
+}
+
+/* Who reads bufinfo and waits for the reservation lock of a buffer can be interrupted. */
+TEST_F(sample, bufinfo_interrupted)
+{
+	const struct itimerval often = { .it_interval.tv_usec = 100000, .it_value.tv_usec = 100000 };
+	const struct sigaction action = { .sa_handler = on_alarm };
+	const struct itimerval never = {};
+	__u64 arg[2] = { self->fd, 3000 };
+	struct pollfd pfd = {};
+	char text[256];
+	ssize_t ret;
+	pid_t child;
+	int fd, err, i;
+
+	fd = open(BUFINFO, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		SKIP(return, BUFINFO ": %s", strerror(errno));
+	ASSERT_EQ(0, sigaction(SIGALRM, &action, NULL));
+	child = fork();
+	ASSERT_LE(0, child);
+	if (!child)
+		_exit(do_ioctl(self->dev, RUST_DMA_BUF_HOLD, arg) ? 1 : 0);
+
+	/* It may take a moment until the lock is held; until then bufinfo can be read. */
+	poll(&pfd, 0, 500);
+	ASSERT_EQ(0, setitimer(ITIMER_REAL, &often, NULL));
+	for (i = 0; i < 10; i++) {
+		ret = pread(fd, text, sizeof(text), 0);
+		err = errno;
+		if (ret < 0)
+			break;
+		poll(&pfd, 0, 50);
+	}
+	ASSERT_EQ(0, setitimer(ITIMER_REAL, &never, NULL));
+	EXPECT_EQ(-1, ret);
+	EXPECT_EQ(EINTR, err);
+	EXPECT_EQ(child, waitpid(child, &i, 0));
+	EXPECT_EQ(0, i);
+	close(fd);
 }
 
 TEST_HARNESS_MAIN
