@@ -161,9 +161,10 @@ read_compliance() {
 }
 
 # The suites of tests.sh. One without a log did not run.
-GUEST_SUITES=(kunit dmabuf-heaps udmabuf sync dma-buf dma-buf-fence dma-buf-text dma-buf-user
-	rust-dma-buf stress fuzz text rust-vivid-test rust-vim2m-test rust-v4l2-test vivid vivid-dmabuf vim2m vim2m-dmabuf rust-vivid rust-vivid-dmabuf rust-vim2m
-	rust-vim2m-dmabuf pipelines module unload defects faults kmemleak)
+GUEST_SUITES=(kunit dmabuf-heaps udmabuf sync dma-buf dma-buf-fence dma-buf-text dma-buf-user rust-dma-buf
+	stress text rust-vivid-test rust-vim2m-test rust-v4l2-test vivid vivid-dmabuf vim2m vim2m-dmabuf
+	rust-vivid rust-vivid-dmabuf rust-vim2m rust-vim2m-dmabuf pipelines module unload fuzz defects
+	faults kmemleak)
 
 # read_suites DIR RESULTS: read every log that tests.sh wrote.
 read_suites() {
