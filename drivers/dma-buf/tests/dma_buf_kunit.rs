@@ -3,7 +3,7 @@
 //! KUnit tests of the dma-buf core, whichever is built: the C ABI of `include/linux/dma-buf.h`, as
 //! drivers in C use it.
 //!
-//! The exporter, the importers and the pollers are mocks, in [`mock`]. They note what the core
+//! The exporter, the importers and the pollers are mocks, in `mock.rs`. They note what the core
 //! calls and in which order, and check the locking convention of `drivers/dma-buf/dma-buf.c` in
 //! each call. What only a process can see is in `tools/testing/selftests/dma-buf`.
 //!

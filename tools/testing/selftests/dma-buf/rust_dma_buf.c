@@ -312,7 +312,10 @@ static void on_alarm(int sig)
 /* Who reads bufinfo and waits for the reservation lock of a buffer can be interrupted. */
 TEST_F(sample, bufinfo_interrupted)
 {
-	const struct itimerval often = { .it_interval.tv_usec = 100000, .it_value.tv_usec = 100000 };
+	const struct itimerval often = {
+		.it_interval.tv_usec = 100000,
+		.it_value.tv_usec = 100000,
+	};
 	const struct sigaction action = { .sa_handler = on_alarm };
 	const struct itimerval never = {};
 	__u64 arg[2] = { self->fd, 3000 };
