@@ -297,6 +297,21 @@ series_check() {
 		report $((n += 1)) "checkpatch: ${patch##*/}" "${bad[@]}"
 	done
 	drop_scratch_tree "$dir"
+
+	# They are for Linux as released, without the series, and each for itself.
+	for patch in "$REPO"/patches/fixes/*.patch; do
+		[ -z "$KERNEL" ] || break
+		bad=()
+		(
+			export GIT_INDEX_FILE=$CACHE/fixes.index
+			git -C "$TREE" read-tree "$BASE" &&
+				git -C "$TREE" apply --cached --check "$patch" &&
+				in_tools perl "$TREE/scripts/checkpatch.pl" --no-tree --strict --terse \
+					--ignore MISSING_SIGN_OFF,UNKNOWN_COMMIT_ID "$patch"
+		) >>"$log" 2>&1 || bad=("see $log")
+		rm -f "$CACHE/fixes.index"
+		report $((n += 1)) "proposed fix: ${patch##*/}" "${bad[@]}"
+	done
 	echo "1..$n"
 }
 
