@@ -503,6 +503,37 @@ static const char *next_line(const char *text)
 	return text ? text + 1 : NULL;
 }
 
+static inline bool write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool ok;
+
+	if (fd < 0)
+		return false;
+	ok = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+	close(fd);
+
+	return ok;
+}
+
+/* The number in the last line of bufinfo: "Total %d objects, ...", or -1. */
+static inline int num_buffers(void)
+{
+	const char *line;
+	char what;
+	int count;
+
+	if (!read_bufinfo())
+		return -1;
+	for (line = bufinfo; line; line = next_line(line)) {
+		/* Each buffer has a total of devices. */
+		if (sscanf(line, "Total %d %c", &count, &what) == 2 && what == 'o')
+			return count;
+	}
+
+	return -1;
+}
+
 /* The row of a buffer in what read_bufinfo() has read. */
 static inline bool find_row(unsigned long long ino, struct bufinfo_row *row)
 {

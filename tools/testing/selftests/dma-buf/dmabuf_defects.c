@@ -57,41 +57,12 @@ static void sleep_ms(long ms)
 	nanosleep(&time, NULL);
 }
 
-static bool write_text(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	bool ok;
-
-	if (fd < 0)
-		return false;
-	ok = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
-	close(fd);
-
-	return ok;
-}
-
 /* The number in a file, or -1. */
 static long read_number(const char *path)
 {
 	char text[32];
 
 	return read_text(path, text, sizeof(text)) && *text ? strtol(text, NULL, 0) : -1;
-}
-
-/* The number in the last line of bufinfo, or -1. */
-static int num_buffers(void)
-{
-	int number, count = -1;
-	const char *line;
-
-	if (!read_bufinfo())
-		return -1;
-	/* Other lines are of the number of devices; those are before it. */
-	for (line = bufinfo; line; line = next_line(line))
-		if (sscanf(line, "Total %d objects", &number) == 1)
-			count = number;
-
-	return count;
 }
 
 /*

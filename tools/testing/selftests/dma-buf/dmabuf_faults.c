@@ -74,19 +74,6 @@ struct faults {
 	int failed;
 };
 
-static bool write_text(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	bool ok;
-
-	if (fd < 0)
-		return false;
-	ok = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
-	close(fd);
-
-	return ok;
-}
-
 static void restore_settings(struct faults *f)
 {
 	int i;
@@ -249,24 +236,6 @@ static int free_fd(int n)
 }
 
 #define FDS_AT_ONCE	4	/* more than any operation makes */
-
-/* The number in the last line of bufinfo: "Total %d objects, ...", or -1. */
-static int num_buffers(void)
-{
-	const char *line;
-	char what;
-	int count;
-
-	if (!read_bufinfo())
-		return -1;
-	for (line = bufinfo; line; line = next_line(line)) {
-		/* Each buffer has a total of devices. */
-		if (sscanf(line, "Total %d %c", &count, &what) == 2 && what == 'o')
-			return count;
-	}
-
-	return -1;
-}
 
 /* The same, as soon as it is what it should be: the last reference may be another task's. */
 static int num_buffers_is(int expected)

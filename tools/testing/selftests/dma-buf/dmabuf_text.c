@@ -796,7 +796,7 @@ FIXTURE(trace) {
 
 EXPORTER_VARIANTS(trace);
 
-static bool write_text(const char *dir, const char *file, const char *text)
+static bool write_in(const char *dir, const char *file, const char *text)
 {
 	char path[128];
 	ssize_t n = -1;
@@ -828,8 +828,8 @@ FIXTURE_SETUP(trace)
 	snprintf(self->instance, sizeof(self->instance), TRACEFS "/instances/dmabuf-%d", getpid());
 	snprintf(pid, sizeof(pid), "%d", getpid());
 	ASSERT_EQ(0, mkdir(self->instance, 0700));
-	ASSERT_TRUE(write_text(self->instance, "set_event_pid", pid));
-	ASSERT_TRUE(write_text(self->instance, "events/dma_buf/enable", "1"));
+	ASSERT_TRUE(write_in(self->instance, "set_event_pid", pid));
+	ASSERT_TRUE(write_in(self->instance, "events/dma_buf/enable", "1"));
 }
 
 FIXTURE_TEARDOWN(trace)
@@ -859,7 +859,7 @@ static const char *read_events(const char *instance)
 	events[0] = '\0';
 	if (!read_text(path, text, sizeof(text)))
 		return "unreadable";
-	write_text(instance, "trace", "\n");
+	write_in(instance, "trace", "\n");
 
 	for (line = text; (end = strchr(line, '\n')); line = end + 1) {
 		*end = '\0';
