@@ -309,8 +309,23 @@ static void on_alarm(int sig)
 	(void)sig;
 }
 
-/* Who reads bufinfo and waits for the reservation lock of a buffer can be interrupted. */
-TEST_F(sample, bufinfo_interrupted)
+/* Another process that reads all of bufinfo, once. */
+static pid_t read_bufinfo(void)
+{
+	char text[4096];
+	pid_t child = fork();
+	int fd;
+
+	if (child)
+		return child;
+	fd = open(BUFINFO, O_RDONLY | O_CLOEXEC);
+	while (read(fd, text, sizeof(text)) > 0)
+		;
+	_exit(0);
+}
+
+/* Who reads bufinfo while a reservation is locked, alone or behind another reader, is interrupted. */
+static void interrupted(struct __test_metadata *_metadata, int dev, int buf, bool behind)
 {
 	const struct itimerval often = {
 		.it_interval.tv_usec = 100000,
@@ -318,24 +333,29 @@ TEST_F(sample, bufinfo_interrupted)
 	};
 	const struct sigaction action = { .sa_handler = on_alarm };
 	const struct itimerval never = {};
-	__u64 arg[2] = { self->fd, 3000 };
+	__u64 arg[2] = { buf, 3000 };
+	pid_t holder, reader = 0;
 	struct pollfd pfd = {};
 	char text[256];
-	ssize_t ret;
-	pid_t child;
 	int fd, err, i;
+	ssize_t ret;
 
 	fd = open(BUFINFO, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		SKIP(return, BUFINFO ": %s", strerror(errno));
 	ASSERT_EQ(0, sigaction(SIGALRM, &action, NULL));
-	child = fork();
-	ASSERT_LE(0, child);
-	if (!child)
-		_exit(do_ioctl(self->dev, RUST_DMA_BUF_HOLD, arg) ? 1 : 0);
+	holder = fork();
+	ASSERT_LE(0, holder);
+	if (!holder)
+		_exit(do_ioctl(dev, RUST_DMA_BUF_HOLD, arg) ? 1 : 0);
 
 	/* It may take a moment until the lock is held; until then bufinfo can be read. */
 	poll(&pfd, 0, 500);
+	if (behind) {
+		reader = read_bufinfo();
+		ASSERT_LE(0, reader);
+		poll(&pfd, 0, 500);
+	}
 	ASSERT_EQ(0, setitimer(ITIMER_REAL, &often, NULL));
 	for (i = 0; i < 10; i++) {
 		ret = pread(fd, text, sizeof(text), 0);
@@ -347,9 +367,23 @@ TEST_F(sample, bufinfo_interrupted)
 	ASSERT_EQ(0, setitimer(ITIMER_REAL, &never, NULL));
 	EXPECT_EQ(-1, ret);
 	EXPECT_EQ(EINTR, err);
-	EXPECT_EQ(child, waitpid(child, &i, 0));
+	EXPECT_EQ(holder, waitpid(holder, &i, 0));
 	EXPECT_EQ(0, i);
+	if (behind) {
+		EXPECT_EQ(reader, waitpid(reader, &i, 0));
+		EXPECT_EQ(0, i);
+	}
 	close(fd);
+}
+
+TEST_F(sample, bufinfo_interrupted)
+{
+	interrupted(_metadata, self->dev, self->fd, false);
+}
+
+TEST_F(sample, bufinfo_interrupted_behind)
+{
+	interrupted(_metadata, self->dev, self->fd, true);
 }
 
 TEST_HARNESS_MAIN
