@@ -82,9 +82,32 @@ splats() {
 		}
 		# What fails by fault injection may say so, with a trace.
 		/: vmalloc error: / { told = 1 }
+		/BUG: KCSAN: / { next }
 		/[Cc]all [Tt]race:/ && told { told = 0; next }
 		{ print }
 		END { flush() }' | grep -aE "$SPLAT" || true
+	races "$1" ours
+}
+
+# races LOG ours|others: the titles of KCSAN's reports. Ours are those where one of the two innermost
+# functions of an access is one of those that share buffers: the rest of the kernel has races, too.
+races() {
+	tr -d '\r' <"$1" | which=$2 awk '
+		function flush() {
+			if (title != "" && ours == (ENVIRON["which"] == "ours")) print title
+			title = ""
+			frames = ours = 0
+		}
+		{ sub(/^\[ *[0-9.]+\] /, "") }
+		/^=+$/ { flush() }
+		/^BUG: KCSAN: / { flush(); title = $0 }
+		/ to 0x[0-9a-f]+ of [0-9]+ bytes by / { frames = 2 }
+		/^ [^ ]+\+0x/ && frames {
+			frames--
+			if (/dma_?buf|dma_resv|dma_fence|dma_heap|udmabuf|sync_file|sync_timeline|sync_pt|sw_sync/ ||
+			    /system_heap|cma_heap|vb2_|v4l2_m2m|vgem|vivid|vim2m/) ours = 1
+		}
+		END { flush() }'
 }
 
 # Reading a suite's log: lines "STATUS<tab>TEST[<tab>WHY]", STATUS one of pass, fail, skip.

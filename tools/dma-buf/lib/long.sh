@@ -33,6 +33,7 @@ verb_stress() {
 	cat "$WORK/out/stress.log"
 	[ "$(cat "$WORK/out/stress.rc")" = 0 ] || die "the stress program found something" \
 		"its output is above, the console is $log"
+	races "$log" others | sort | uniq -c | sed 's/BUG: KCSAN: /not of dma-buf: /'
 	say "stress: no splat, no leak; the console is $log"
 }
 
