@@ -8,7 +8,8 @@ out=/bench/out
 programs=/bench/programs
 mkdir -p $out
 
-# suite NAME SECONDS COMMAND...; with $only, just those that it names
+# suite NAME SECONDS COMMAND...; with $only, just those that it names; with $until_failure, none after
+# one that failed
 suite() {
 	local name=$1 limit=$2 began=$SECONDS rc
 	shift 2
@@ -18,6 +19,7 @@ suite() {
 	rc=$?
 	echo "$rc" >$out/"$name".rc
 	echo "guest: suite $name ended with $rc after $((SECONDS - began)) s"
+	[ -z "${until_failure:-}" ] || [ $rc = 0 ] || only=none
 }
 
 # node NAME-OF-DEVICE [NUMBER]: the /dev/video* of the first device, or the given one, of that name.

@@ -61,7 +61,7 @@ build_programs() {
 	local want tmp out=$CACHE/build/arm64-debug t
 	local tests=tools/testing/selftests
 	want=$(key "$(git -C "$TREE" rev-parse "HEAD:$tests" HEAD:include/uapi)" \
-		"$(cat "$BENCH"/guest/*.c)")
+		"$(cat "$BENCH"/guest/*.c "$BENCH/lib/build.sh"; in_tools aarch64-linux-gnu-gcc --version)")
 	made programs "$want" && return
 	say "guest: building the programs"
 	tmp=$(begin programs)

@@ -37,10 +37,11 @@ build_fuzz() {
 	local want tmp src=$BENCH/fuzz
 	if [ "$TOOLS" = / ] && ! have dpkg-query; then
 		say "fuzzer: this machine's Rust is not Debian's, so it is not built"
+		rm -rf "${CACHE:?}/fuzz" "${CACHE:?}/fuzz.key"
 		return
 	fi
 	get_std
-	want=$(key "$(cat "$src"/*.rs)" "$(cat "$CACHE/std-arm64.key")")
+	want=$(key "$(cat "$src"/*.rs "$BENCH/lib/fuzz.sh")" "$(cat "$CACHE/std-arm64.key")")
 	made fuzz "$want" && return
 	say "fuzzer: building"
 	tmp=$(begin fuzz)

@@ -60,7 +60,7 @@ SPLAT='WARNING: |BUG[: ]|Oops|Internal error: |Kernel panic|[Cc]all [Tt]race:|UB
 SPLAT+='|DMA-API: .*(error|warning|device driver|out of memory)|possible (recursive|circular) locking'
 SPLAT+='|inconsistent lock state|lockdep is turned off|sleeping function called|blocked for more than'
 SPLAT+='|refcount_t: |Unable to handle kernel|INFO: (rcu|trying|task)|panicked at'
-SPLAT+='|Slab cache still has objects|Busy inodes after|printk messages dropped'
+SPLAT+='|Slab cache still has objects|Busy inodes after|printk messages dropped|kmemleak: .*disabled'
 
 # splats LOG: the lines of a console that show trouble. A report, from "cut here" to "end trace", whose
 # first lines match a known one is left out.
@@ -120,6 +120,7 @@ read_tap() {
 			match($0, /^[# ]*/)
 			planned[RLENGTH] += substr($0, RLENGTH + 4) + 0
 			plans++
+			if (match($0, /1\.\.0 *# *SKIP */)) print "skip\t(all)\t" substr($0, RSTART + RLENGTH)
 			next
 		}
 		/^[# ]*(not )?ok [0-9]+/ {
