@@ -12,7 +12,19 @@ mod tests {
         bindings,
         error::from_err_ptr,
         prelude::*,
-        sync::atomic::Relaxed, //
+        sync::{
+            atomic::{
+                Acquire,
+                Atomic,
+                Relaxed,
+                Release, //
+            },
+            Arc, //
+        },
+        time::{
+            delay::fsleep,
+            Delta, //
+        }, //
     };
 
     const STATIC: Option<&bindings::dma_buf_attach_ops> = None;
@@ -38,6 +50,53 @@ mod tests {
         assert!(!buf.mock.listed.load(Relaxed));
         unsafe { assert!(is_empty(&raw const (*buf.ptr).attachments)) };
         assert_eq!(buf.refs(), 1);
+        Ok(())
+    }
+
+    /// The list of attachments changes under the reservation lock alone.
+    #[test]
+    fn attach_and_detach_wait_for_the_lock() -> Result {
+        let device = Device::new()?;
+        let buf = Buf::new(&LEAST)?;
+        let (raw, dev) = (buf.ptr as usize, device.as_ptr() as usize);
+        let is_listed = || unsafe { !is_empty(&raw const (*buf.ptr).attachments) };
+        let done = Arc::new(Atomic::new(0usize), GFP_KERNEL)?;
+        let thread_done = done.clone();
+
+        let lock = buf.lock();
+        in_thread(move || {
+            let attach = unsafe {
+                bindings::dma_buf_attach(
+                    raw as *mut bindings::dma_buf,
+                    dev as *mut bindings::device,
+                )
+            };
+            thread_done.store(attach as usize, Release);
+        })?;
+        fsleep(Delta::from_millis(50));
+        let early = is_listed() || done.load(Acquire) != 0;
+        drop(lock);
+        // Nothing ends the test before the thread is done with the buffer.
+        while !eventually(|| done.load(Acquire) != 0) {}
+        assert!(!early && is_listed());
+        let attach = done.load(Acquire);
+
+        let lock = buf.lock();
+        let thread_done = done.clone();
+        in_thread(move || {
+            unsafe {
+                bindings::dma_buf_detach(
+                    raw as *mut bindings::dma_buf,
+                    attach as *mut bindings::dma_buf_attachment,
+                )
+            };
+            thread_done.store(0, Release);
+        })?;
+        fsleep(Delta::from_millis(50));
+        let early = !is_listed() || done.load(Acquire) == 0;
+        drop(lock);
+        while !eventually(|| done.load(Acquire) == 0) {}
+        assert!(!early && !is_listed());
         Ok(())
     }
 

@@ -192,6 +192,8 @@ mod tests {
                 assert!(buf.mock.called(&[]));
                 vunmap(buf.ptr, &mut second, locked);
                 assert!(buf.mock.called(&[Op::Vunmap]));
+                // Post-mortem tools take what is there for a mapping.
+                assert_eq!(address(unsafe { &(*buf.ptr).vmap_ptr }), 0);
             }
             assert_eq!(buf.is_locked(), locked);
             drop(lock);

@@ -865,41 +865,38 @@ pub(crate) fn fence_refs(fence: &Fence) -> i32 {
     unsafe { (&raw const (*fence.as_raw()).refcount.refcount.refs.counter).read_volatile() }
 }
 
-struct Later {
-    fence: DriverFence,
-    mock: Arc<Mock>,
-}
+unsafe extern "C" fn run<F: FnOnce()>(f: *mut c_void) -> c_int {
+    let f = unsafe { KBox::<F>::from_raw(f.cast()) };
 
-unsafe extern "C" fn later(data: *mut c_void) -> c_int {
-    let later = unsafe { KBox::<Later>::from_raw(data.cast()) };
-    let Later { fence, mock } = KBox::into_inner(later);
-
-    fsleep(Delta::from_millis(50));
-    mock.note(Op::Signalled);
-    fence.signal(Ok(()));
+    KBox::into_inner(f)();
     0
 }
 
-/// Has a fence signalled by another thread, a little later. The mock notes it first.
-pub(crate) fn signal_later(fence: DriverFence, mock: &Arc<Mock>) -> Result {
-    let later_data = KBox::new(
-        Later {
-            fence,
-            mock: mock.clone(),
-        },
-        GFP_KERNEL,
-    )?;
+/// Runs `f` in another thread. What it borrows by a pointer has to outlive it.
+pub(crate) fn in_thread<F: FnOnce() + Send + 'static>(f: F) -> Result {
+    let f = KBox::new(f, GFP_KERNEL)?;
 
     unsafe {
         let task = from_err_ptr(bindings::kthread_create_on_node(
-            Some(later),
-            KBox::into_raw(later_data).cast(),
+            Some(run::<F>),
+            KBox::into_raw(f).cast(),
             bindings::NUMA_NO_NODE,
             c"dma-buf-kunit".as_char_ptr(),
         ))?;
         bindings::wake_up_process(task);
     }
     Ok(())
+}
+
+/// Has a fence signalled by another thread, a little later. The mock notes it first.
+pub(crate) fn signal_later(fence: DriverFence, mock: &Arc<Mock>) -> Result {
+    let mock = mock.clone();
+
+    in_thread(move || {
+        fsleep(Delta::from_millis(50));
+        mock.note(Op::Signalled);
+        fence.signal(Ok(()));
+    })
 }
 
 /// Runs `f` with a signal pending.

@@ -162,9 +162,10 @@ impl MemOps for Pages {
     }
 
     fn attach(dev: &Device<Bound>, buf: &DmaBuf, size: usize) -> Result<Self::Attachment> {
-        // What user space says of the size may be more than there is.
+        // What user space says of the size may be more than there is. The error is that of
+        // videobuf2's memory operations in C.
         if size > buf.size() {
-            return Err(EINVAL);
+            return Err(EFAULT);
         }
         Ok(PagesAttachment {
             attachment: buf.attach(dev)?.into_devres()?,

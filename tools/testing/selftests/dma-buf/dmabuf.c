@@ -50,16 +50,49 @@ FIXTURE_TEARDOWN(dmabuf)
 	teardown_buffer(&self->buf);
 }
 
-TEST(ioctl_numbers)
+/* The numbers, not what the headers make of them: the kernel knows no others. */
+TEST_F(dmabuf, ioctl_numbers)
 {
-	EXPECT_EQ(0x40086200, DMA_BUF_IOCTL_SYNC);
-	EXPECT_EQ(0x40046201, DMA_BUF_SET_NAME_A);
-	EXPECT_EQ(0x40086201, DMA_BUF_SET_NAME_B);
-	EXPECT_EQ(0xc0086202, DMA_BUF_IOCTL_EXPORT_SYNC_FILE);
-	EXPECT_EQ(0x40086203, DMA_BUF_IOCTL_IMPORT_SYNC_FILE);
-	EXPECT_EQ(0xc0184800, DMA_HEAP_IOCTL_ALLOC);
-	EXPECT_EQ(0x40187542, UDMABUF_CREATE);
-	EXPECT_EQ(0x40087543, UDMABUF_CREATE_LIST);
+	struct dma_buf_export_sync_file export = { .flags = DMA_BUF_SYNC_RW };
+	struct dma_buf_import_sync_file import = { .flags = DMA_BUF_SYNC_RW };
+	struct dma_buf_sync sync = { .flags = DMA_BUF_SYNC_RW | DMA_BUF_SYNC_START };
+	int fd = self->buf.fd;
+
+	EXPECT_EQ(0, do_ioctl(fd, 0x40086200, &sync));
+	sync.flags = DMA_BUF_SYNC_RW | DMA_BUF_SYNC_END;
+	EXPECT_EQ(0, do_ioctl(fd, 0x40086200, &sync));
+	EXPECT_EQ(0, do_ioctl(fd, 0x40046201, "A"));
+	EXPECT_STREQ("/dmabuf:A", fd_link(fd));
+	EXPECT_EQ(0, do_ioctl(fd, 0x40086201, "B"));
+	EXPECT_STREQ("/dmabuf:B", fd_link(fd));
+	ASSERT_EQ(0, do_ioctl(fd, 0xc0086202, &export));
+	EXPECT_EQ(1, sync_file_status(export.fd));
+	import.fd = export.fd;
+	EXPECT_EQ(0, do_ioctl(fd, 0x40086203, &import));
+	close(export.fd);
+}
+
+TEST(heap_ioctl_number)
+{
+	struct dma_heap_allocation_data data = { .len = 1, .fd_flags = O_RDWR | O_CLOEXEC };
+	int dev = open(exporter_system_heap.dev, O_RDWR | O_CLOEXEC);
+
+	if (dev < 0)
+		SKIP(return, "%s: %s", exporter_system_heap.dev, strerror(errno));
+	ASSERT_EQ(0, do_ioctl(dev, 0xc0184800, &data));
+	EXPECT_EQ(getpagesize(), lseek(data.fd, 0, SEEK_END));
+	close(data.fd);
+	close(dev);
+}
+
+/* A type that is registered could be mounted. */
+TEST(file_system_type)
+{
+	char text[4096];
+
+	ASSERT_TRUE(read_text("/proc/filesystems", text, sizeof(text)));
+	EXPECT_NE(NULL, strstr(text, "\tproc\n"));
+	EXPECT_EQ(NULL, strstr(text, "dmabuf"));
 }
 
 TEST_F(dmabuf, llseek)
@@ -822,6 +855,164 @@ TEST_F(dmabuf, import_sync_file_signalled)
 	EXPECT_EQ(POLL_RW, poll_now(self->buf.fd, POLL_RW));
 	EXPECT_EQ(0, cpu_access(self->buf.fd, DMA_BUF_SYNC_RW | DMA_BUF_SYNC_START));
 	EXPECT_EQ(0, cpu_access(self->buf.fd, DMA_BUF_SYNC_RW | DMA_BUF_SYNC_END));
+}
+
+/*
+ * udmabuf: a buffer of several files
+ */
+
+#define NUM_MEMFDS	2
+
+struct udmabuf_list {
+	struct udmabuf_create_list head;
+	struct udmabuf_create_item items[NUM_MEMFDS];
+};
+
+FIXTURE(udmabuf) {
+	struct udmabuf_list list;
+	size_t page;
+	int dev;
+	int memfds[NUM_MEMFDS];
+};
+
+/* The second page of each of two files, which all have a byte of their own. */
+FIXTURE_SETUP(udmabuf)
+{
+	unsigned char *pages;
+	int i, fd;
+
+	self->page = getpagesize();
+	self->dev = open(exporter_udmabuf.dev, O_RDWR | O_CLOEXEC);
+	if (self->dev < 0)
+		SKIP(return, "%s: %s", exporter_udmabuf.dev, strerror(errno));
+	self->list.head.flags = UDMABUF_FLAGS_CLOEXEC;
+	self->list.head.count = NUM_MEMFDS;
+	for (i = 0; i < NUM_MEMFDS; i++) {
+		fd = memfd_create("dmabuf-test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		ASSERT_GE(fd, 0);
+		ASSERT_EQ(0, ftruncate(fd, 2 * self->page));
+		ASSERT_EQ(0, fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK));
+		pages = map(fd, 2 * self->page);
+		ASSERT_NE(MAP_FAILED, pages);
+		memset(pages, 0x10 + i, self->page);
+		memset(pages + self->page, 0x20 + i, self->page);
+		munmap(pages, 2 * self->page);
+		self->memfds[i] = fd;
+		self->list.items[i].memfd = fd;
+		self->list.items[i].offset = self->page;
+		self->list.items[i].size = self->page;
+	}
+}
+
+FIXTURE_TEARDOWN(udmabuf)
+{
+	int i;
+
+	for (i = 0; i < NUM_MEMFDS; i++)
+		close(self->memfds[i]);
+	close(self->dev);
+}
+
+TEST_F(udmabuf, ioctl_numbers)
+{
+	struct udmabuf_create create = {
+		.memfd = self->memfds[0],
+		.flags = UDMABUF_FLAGS_CLOEXEC,
+		.size = self->page,
+	};
+	int fd;
+
+	fd = do_ioctl(self->dev, 0x40187542, &create);
+	ASSERT_GE(fd, 0);
+	EXPECT_EQ(self->page, lseek(fd, 0, SEEK_END));
+	close(fd);
+	fd = do_ioctl(self->dev, 0x40087543, &self->list);
+	ASSERT_GE(fd, 0);
+	EXPECT_EQ(NUM_MEMFDS * self->page, lseek(fd, 0, SEEK_END));
+	close(fd);
+}
+
+TEST_F(udmabuf, create_list)
+{
+	size_t i, size = NUM_MEMFDS * self->page;
+	unsigned char *addr, *file;
+	int fd;
+
+	fd = do_ioctl(self->dev, UDMABUF_CREATE_LIST, &self->list);
+	ASSERT_GE(fd, 0);
+	EXPECT_EQ(FD_CLOEXEC, fcntl(fd, F_GETFD));
+	EXPECT_EQ(size, lseek(fd, 0, SEEK_END));
+	addr = map(fd, size);
+	ASSERT_NE(MAP_FAILED, addr);
+	for (i = 0; i < size && addr[i] == 0x20 + i / self->page; i++)
+		;
+	EXPECT_EQ(size, i);
+
+	/* The memory is the files', not a copy of it. */
+	addr[size - 1] = 0x5a;
+	file = map(self->memfds[NUM_MEMFDS - 1], 2 * self->page);
+	ASSERT_NE(MAP_FAILED, file);
+	EXPECT_EQ(0x5a, file[2 * self->page - 1]);
+	munmap(file, 2 * self->page);
+	munmap(addr, size);
+	close(fd);
+
+	self->list.head.flags = 0;
+	fd = do_ioctl(self->dev, UDMABUF_CREATE_LIST, &self->list);
+	ASSERT_GE(fd, 0);
+	EXPECT_EQ(0, fcntl(fd, F_GETFD));
+	close(fd);
+}
+
+TEST_F(udmabuf, create_list_invalid)
+{
+	struct udmabuf_list *list = &self->list, good = self->list;
+	int before = lowest_free_fd();
+	size_t page = self->page;
+	char *pages, *end;
+	int unsealed;
+
+	list->head.count = 0;
+	EXPECT_EQ(-EINVAL, do_ioctl(self->dev, UDMABUF_CREATE_LIST, list));
+	list->head.count = UINT_MAX;
+	EXPECT_EQ(-EINVAL, do_ioctl(self->dev, UDMABUF_CREATE_LIST, list));
+
+	/* What is wrong with the last one is so with all. */
+	*list = good;
+	list->items[1].offset++;
+	EXPECT_EQ(-EINVAL, do_ioctl(self->dev, UDMABUF_CREATE_LIST, list));
+	*list = good;
+	list->items[1].size--;
+	EXPECT_EQ(-EINVAL, do_ioctl(self->dev, UDMABUF_CREATE_LIST, list));
+	/* Beyond the end of the file. */
+	*list = good;
+	list->items[1].offset = 2 * page;
+	EXPECT_EQ(-EINVAL, do_ioctl(self->dev, UDMABUF_CREATE_LIST, list));
+	*list = good;
+	list->items[1].memfd = -1;
+	EXPECT_EQ(-EBADFD, do_ioctl(self->dev, UDMABUF_CREATE_LIST, list));
+	list->items[1].memfd = self->dev;
+	EXPECT_EQ(-EBADFD, do_ioctl(self->dev, UDMABUF_CREATE_LIST, list));
+	unsealed = memfd_create("dmabuf-test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	ASSERT_GE(unsealed, 0);
+	ASSERT_EQ(0, ftruncate(unsealed, 2 * page));
+	list->items[1].memfd = unsealed;
+	EXPECT_EQ(-EINVAL, do_ioctl(self->dev, UDMABUF_CREATE_LIST, list));
+	close(unsealed);
+
+	EXPECT_EQ(-EFAULT, do_ioctl(self->dev, UDMABUF_CREATE_LIST, NULL));
+	pages = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(MAP_FAILED, pages);
+	end = pages + page;
+	ASSERT_EQ(0, mprotect(end, page, PROT_NONE));
+	/* Only the head, then all but the last item. */
+	memcpy(end - sizeof(good.head), &good, sizeof(good.head));
+	EXPECT_EQ(-EFAULT, do_ioctl(self->dev, UDMABUF_CREATE_LIST, end - sizeof(good.head)));
+	end -= sizeof(good) - sizeof(good.items[0]);
+	memcpy(end, &good, sizeof(good) - sizeof(good.items[0]));
+	EXPECT_EQ(-EFAULT, do_ioctl(self->dev, UDMABUF_CREATE_LIST, end));
+	munmap(pages, 2 * page);
+	EXPECT_EQ(before, lowest_free_fd());
 }
 
 /*

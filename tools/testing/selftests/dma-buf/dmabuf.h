@@ -8,6 +8,9 @@
  *
  * The tests run as any user who may open the devices of the exporters. What is in debugfs or
  * tracefs is for root; its tests are skipped for others.
+ *
+ * Settings of the machine are saved before main() and restored with atexit(). Only the harness's
+ * process comes to that, whatever becomes of a test: children leave with _exit().
  */
 #ifndef DMABUF_H
 #define DMABUF_H
@@ -92,6 +95,7 @@ static inline int udmabuf_alloc(int dev, size_t size, int mode)
 	};
 	int memfd, ret = -EINVAL;
 
+	(void)mode;
 	memfd = memfd_create("dmabuf-test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (memfd < 0)
 		return -errno;
@@ -108,6 +112,8 @@ static inline int udmabuf_alloc(int dev, size_t size, int mode)
 static inline int rust_sample_alloc(int dev, size_t size, int mode)
 {
 	__u64 bytes = size;
+
+	(void)mode;
 
 	return do_ioctl(dev, RUST_DMA_BUF_ALLOC, &bytes);
 }
@@ -514,6 +520,14 @@ static inline bool write_text(const char *path, const char *text)
 	close(fd);
 
 	return ok;
+}
+
+/* For functions of atexit(): the program fails, whatever the tests said. */
+static inline void __noreturn fail_at_exit(const char *path)
+{
+	printf("# %s cannot be restored: %s\n", path, strerror(errno));
+	fflush(stdout);
+	_exit(KSFT_FAIL);
 }
 
 /* The number in the last line of bufinfo: "Total %d objects, ...", or -1. */

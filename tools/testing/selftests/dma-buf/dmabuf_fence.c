@@ -122,6 +122,35 @@ TEST_F(fence, merged)
 	EXPECT_EQ(POLL_RW, poll_now(self->buf.fd, POLL_RW));
 }
 
+/* FILE_INFO looks into containers by itself, so the list of buffers has to tell. */
+TEST_F(fence, merged_is_unwrapped)
+{
+	int a, b, merged, count = 0;
+	struct bufinfo_row row;
+	const char *line;
+
+	if (!read_bufinfo())
+		SKIP(return, BUFINFO " cannot be read");
+	a = create_fence(self->a, 1);
+	b = create_fence(self->b, 1);
+	ASSERT_GE(a, 0);
+	ASSERT_GE(b, 0);
+	merged = merge_sync_files(a, b);
+	ASSERT_GE(merged, 0);
+	ASSERT_EQ(0, import_sync_file(self->buf.fd, DMA_BUF_SYNC_WRITE, merged));
+	close(a);
+	close(b);
+	close(merged);
+
+	ASSERT_TRUE(read_bufinfo());
+	ASSERT_TRUE(find_row(inode_of(self->buf.fd), &row));
+	line = next_line(row.text);
+	for (; starts_with(line, "\twrite fence:"); line = next_line(line))
+		count++;
+	EXPECT_EQ(2, count);
+	EXPECT_TRUE(starts_with(line, "\tAttached Devices:\n"));
+}
+
 TEST_F(fence, export_write)
 {
 	__u32 flags;
@@ -354,6 +383,7 @@ TEST_F(fence, sync_end_does_not_wait)
 
 static void ignore_signal(int sig)
 {
+	(void)sig;
 }
 
 TEST_F(fence, sync_interrupted)

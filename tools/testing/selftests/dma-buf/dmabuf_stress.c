@@ -3,10 +3,14 @@
  * Stress of the dma-buf core: threads and processes that share buffers of all exporters there are,
  * and do all that the user ABI has, at random.
  *
- * Shared buffers have a lock and known contents, which every way to see them has to show. Racy
- * buffers have neither: they are used while other threads close them. Their descriptors are from
- * ranges of numbers that nothing else is in, so that a number that is out of date is of another
- * racy buffer or of nothing.
+ * Shared buffers have a lock and known contents, which every way to see them has to show; the sum
+ * by the sample is of bytes, whatever their order. Racy buffers have neither: they are used while
+ * other threads close them. Their descriptors are from ranges of numbers that nothing else is in,
+ * so that a number that is out of date is of another racy buffer or of nothing.
+ *
+ * An operation fails only for want of memory or of a fence, or if its racy buffer is gone.
+ *
+ * Nothing else may make or close buffers meanwhile: those of the whole machine are counted.
  */
 
 #define _GNU_SOURCE
@@ -23,6 +27,7 @@
 #define STUCK		60	/* seconds without progress */
 #define SETTLE		10	/* seconds for what is freed later */
 #define EVERY_OP	5	/* seconds in which each operation gets its turn */
+#define NUM_FDS		1024	/* more than any operation uses */
 
 static struct worker workers[MAX_THREADS];
 static atomic_bool stop;
@@ -37,47 +42,48 @@ static const struct op {
 	int arg;
 	int weight;
 	int needs;	/* one bit for each */
+	bool racy;
 } ops[] = {
-	{ "create system heap", op_create, SYSTEM_HEAP, 3, 1 << SYSTEM_HEAP },
-	{ "create udmabuf", op_create, UDMABUF, 3, 1 << UDMABUF },
-	{ "create vgem", op_create, VGEM, 3, 1 << VGEM },
-	{ "create Rust sample", op_create, RUST_SAMPLE, 3, 1 << RUST_SAMPLE },
-	{ "write", op_write, 0, 8, 0 },
-	{ "check", op_check, 0, 10, 0 },
-	{ "name", op_name, 0, 8, 0 },
-	{ "fdinfo", op_fdinfo, 0, 4, 0 },
-	{ "maps", op_maps, 0, 2, 0 },
-	{ "bufinfo", op_bufinfo, 0, 3, 1 << BUFFER_LIST },
-	{ "lseek", op_seek, 0, 4, 0 },
-	{ "fstat", op_stat, 0, 4, 0 },
-	{ "dup", op_dup, 0, 5, 0 },
-	{ "sum", op_sum, 0, 6, 1 << RUST_SAMPLE },
-	{ "prime", op_prime, 0, 6, 1 << VGEM },
-	{ "import fence", op_import, 0, 8, 0 },
-	{ "export fence", op_export, 0, 6, 0 },
-	{ "poll now", op_poll, 0, 8, 0 },
-	{ "poll briefly", op_poll, 10, 6, 0 },
-	{ "poll until ready", op_poll_wait, 0, 4, 0 },
-	{ "epoll", op_epoll, 0, 5, 0 },
-	{ "epoll of the last", op_epoll_last, 0, 4, 0 },
-	{ "mmap of the last", op_map_last, 0, 4, 0 },
-	{ "send", op_send, 0, 6, 0 },
-	{ "send the last", op_send_last, 0, 4, 0 },
-	{ "send and lose", op_send_lost, 0, 3, 0 },
-	{ "racy create", op_racy_create, 0, 10, 0 },
-	{ "racy close", op_racy_close, 0, 4, 0 },
-	{ "racy dup", op_racy_dup, 0, 6, 0 },
-	{ "racy name", op_racy_name, 0, 6, 0 },
-	{ "racy sync", op_racy_sync, 0, 8, 0 },
-	{ "racy poll", op_racy_poll, 0, 8, 0 },
-	{ "racy epoll", op_racy_epoll, 0, 8, 0 },
-	{ "racy export fence", op_racy_export, 0, 5, 0 },
-	{ "racy import fence", op_racy_import, 0, 8, 0 },
-	{ "racy mmap", op_racy_map, 0, 6, 0 },
-	{ "racy prime", op_racy_prime, 0, 6, 1 << VGEM },
-	{ "racy fstat", op_racy_stat, 0, 4, 0 },
-	{ "racy sum", op_racy_sum, 0, 6, 1 << RUST_SAMPLE },
-	{ "racy fdinfo", op_racy_fdinfo, 0, 4, 0 },
+	{ "create system heap", op_create, SYSTEM_HEAP, 3, 1 << SYSTEM_HEAP, false },
+	{ "create udmabuf", op_create, UDMABUF, 3, 1 << UDMABUF, false },
+	{ "create vgem", op_create, VGEM, 3, 1 << VGEM, false },
+	{ "create Rust sample", op_create, RUST_SAMPLE, 3, 1 << RUST_SAMPLE, false },
+	{ "write", op_write, 0, 8, 0, false },
+	{ "check", op_check, 0, 10, 0, false },
+	{ "name", op_name, 0, 8, 0, false },
+	{ "fdinfo", op_fdinfo, 0, 4, 0, false },
+	{ "maps", op_maps, 0, 2, 0, false },
+	{ "bufinfo", op_bufinfo, 0, 3, 1 << BUFFER_LIST, false },
+	{ "lseek", op_seek, 0, 4, 0, false },
+	{ "fstat", op_stat, 0, 4, 0, false },
+	{ "dup", op_dup, 0, 5, 0, false },
+	{ "sum", op_sum, 0, 6, 1 << RUST_SAMPLE, false },
+	{ "prime", op_prime, 0, 6, 1 << VGEM, false },
+	{ "import fence", op_import, 0, 8, 0, false },
+	{ "export fence", op_export, 0, 6, 0, false },
+	{ "poll now", op_poll, 0, 8, 0, false },
+	{ "poll briefly", op_poll, 10, 6, 0, false },
+	{ "poll until ready", op_poll_wait, 0, 4, 0, false },
+	{ "epoll", op_epoll, 0, 5, 0, false },
+	{ "epoll of the last", op_epoll_last, 0, 4, 0, false },
+	{ "mmap of the last", op_map_last, 0, 4, 0, false },
+	{ "send", op_send, 0, 6, 0, false },
+	{ "send the last", op_send_last, 0, 4, 0, false },
+	{ "send and lose", op_send_lost, 0, 3, 0, false },
+	{ "racy create", op_racy_create, 0, 10, 0, true },
+	{ "racy close", op_racy_close, 0, 4, 0, true },
+	{ "racy dup", op_racy_dup, 0, 6, 0, true },
+	{ "racy name", op_racy_name, 0, 6, 0, true },
+	{ "racy sync", op_racy_sync, 0, 8, 0, true },
+	{ "racy poll", op_racy_poll, 0, 8, 0, true },
+	{ "racy epoll", op_racy_epoll, 0, 8, 0, true },
+	{ "racy export fence", op_racy_export, 0, 5, 0, true },
+	{ "racy import fence", op_racy_import, 0, 8, 0, true },
+	{ "racy mmap", op_racy_map, 0, 6, 0, true },
+	{ "racy prime", op_racy_prime, 0, 6, 1 << VGEM, true },
+	{ "racy fstat", op_racy_stat, 0, 4, 0, true },
+	{ "racy sum", op_racy_sum, 0, 6, 1 << RUST_SAMPLE, true },
+	{ "racy fdinfo", op_racy_fdinfo, 0, 4, 0, true },
 };
 
 static_assert(ARRAY_SIZE(ops) <= MAX_OPS, "more operations than counters");
@@ -112,6 +118,15 @@ static int any_op(struct worker *w)
 	return i;
 }
 
+/* Whether the operation may fail with that. */
+static bool expected_error(const struct op *op, int error)
+{
+	if (error == ENOMEM || error == EAGAIN)
+		return true;
+
+	return op->racy && (error == EBADF || (op->run == op_racy_fdinfo && error == ENOENT));
+}
+
 static void *work(void *arg)
 {
 	struct worker *w = arg;
@@ -130,6 +145,8 @@ static void *work(void *arg)
 		} else if (ret < 0) {
 			counts->failed++;
 			counts->error = -ret;
+			if (!expected_error(&ops[i], -ret))
+				mismatch("'%s' failed: %s", ops[i].name, strerror(-ret));
 		}
 	}
 	atomic_store(&w->ended, true);
@@ -183,13 +200,16 @@ static int count_stuck(int num_threads, bool *all_ended)
 static int num_buffers(void)
 {
 	FILE *f = fopen(BUFINFO, "re");
-	char line[256];
-	int count = -1;
+	char line[256], what;
+	int number, count = -1;
 
 	if (!f)
 		return -1;
-	while (fgets(line, sizeof(line), f))
-		sscanf(line, "Total %d objects", &count);
+	while (fgets(line, sizeof(line), f)) {
+		/* Each buffer has a total of devices. */
+		if (sscanf(line, "Total %d %c", &number, &what) == 2 && what == 'o')
+			count = number;
+	}
 	fclose(f);
 
 	return count;
@@ -291,6 +311,7 @@ static void __noreturn stuck_at_end(int signal)
 	static const char text[] = "# stuck at the end\n";
 
 	(void)signal;
+	kill_helpers();
 	if (write(STDOUT_FILENO, text, sizeof(text) - 1) < 0)
 		_exit(KSFT_FAIL);
 	_exit(KSFT_FAIL);
@@ -300,7 +321,7 @@ static void __noreturn stuck_at_end(int signal)
 static bool nothing_leaked(int buffers, int descriptors)
 {
 	int now_buffers, now_descriptors;
-	time_t start = now();
+	double start = now();
 
 	do {
 		now_buffers = num_buffers();
@@ -332,7 +353,7 @@ int main(int argc, char **argv)
 	int buffers, descriptors, opt, stuck, missing;
 	struct rlimit limit;
 	bool all_ended, reaped, clean;
-	time_t start, end;
+	double start, end;
 	size_t i;
 
 	ksft_print_header();
@@ -355,9 +376,12 @@ int main(int argc, char **argv)
 
 	page_size = sysconf(_SC_PAGESIZE);
 	signal(SIGPIPE, SIG_IGN);
-	if (!getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_cur < 1024) {
-		limit.rlim_cur = 1024;
-		setrlimit(RLIMIT_NOFILE, &limit);
+	if (getrlimit(RLIMIT_NOFILE, &limit))
+		ksft_exit_fail_perror("getrlimit");
+	if (limit.rlim_cur < NUM_FDS) {
+		limit.rlim_cur = NUM_FDS;
+		if (setrlimit(RLIMIT_NOFILE, &limit))
+			ksft_exit_skip("needs %d descriptors: %s\n", NUM_FDS, strerror(errno));
 	}
 	buffers = num_buffers();
 	descriptors = num_descriptors();
@@ -383,9 +407,11 @@ int main(int argc, char **argv)
 	} while (!stuck && !all_ended);
 	end = now();
 
-	missing = print_counts(num_threads, end > start ? end - start : 1);
+	/* Those that are not stuck are to end. */
+	atomic_store(&stop, true);
 	signal(SIGALRM, stuck_at_end);
 	alarm(2 * STUCK);
+	missing = print_counts(num_threads, end - start);
 	if (stuck) {
 		/* They cannot be waited for, and hold what would have to be checked. */
 		ksft_test_result(!atomic_load(&num_mismatches), "contents\n");
@@ -394,6 +420,7 @@ int main(int argc, char **argv)
 		ksft_test_result_skip("every operation ran: a thread is stuck\n");
 		if (have(FENCES))
 			end_timelines();
+		kill_helpers();
 		ksft_finished();
 	}
 	end_workers(num_threads);

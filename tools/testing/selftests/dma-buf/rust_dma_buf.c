@@ -62,14 +62,17 @@ static int fill(int dev, int fd, __u64 byte)
 /* The number in the last line of bufinfo: "Total %d objects, ...", or -1. */
 static int num_buffers(void)
 {
-	char line[256];
-	int count = -1;
+	int number, count = -1;
+	char line[256], what;
 	FILE *f = fopen(BUFINFO, "re");
 
 	if (!f)
 		return -1;
-	while (fgets(line, sizeof(line), f))
-		sscanf(line, "Total %d objects", &count);
+	while (fgets(line, sizeof(line), f)) {
+		/* Each buffer has a total of devices. */
+		if (sscanf(line, "Total %d %c", &number, &what) == 2 && what == 'o')
+			count = number;
+	}
 	fclose(f);
 
 	return count;
@@ -324,7 +327,7 @@ static pid_t read_bufinfo(void)
 	_exit(0);
 }
 
-/* Who reads bufinfo while a reservation is locked, alone or behind another reader, is interrupted. */
+/* Who reads bufinfo while a reservation is locked is interrupted, also behind another reader. */
 static void interrupted(struct __test_metadata *_metadata, int dev, int buf, bool behind)
 {
 	const struct itimerval often = {

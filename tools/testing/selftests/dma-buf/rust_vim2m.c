@@ -435,7 +435,7 @@ TEST_F(m2m, streamoff_ends_dequeue)
 	EXPECT_EQ(0, stream(&m2m->cap, false));
 	ASSERT_TRUE(join(&worker));
 	EXPECT_EQ(-EINVAL, worker.ret);
-	EXPECT_EQ(0, worker.frames);
+	EXPECT_EQ(0, atomic_load(&worker.frames));
 }
 
 TEST_F(m2m, streamoff_under_load)
@@ -462,8 +462,8 @@ TEST_F(m2m, streamoff_under_load)
 	}
 	stop = 1;
 	ASSERT_TRUE(join(&workers[0]) && join(&workers[1]));
-	EXPECT_LT(0, workers[0].frames);
-	EXPECT_LT(0, workers[1].frames);
+	EXPECT_LT(0, atomic_load(&workers[0].frames));
+	EXPECT_LT(0, atomic_load(&workers[1].frames));
 	ASSERT_EQ(0, m2m_stream(m2m, false));
 	ASSERT_EQ(0, m2m_stream(m2m, true));
 	expect_job(_metadata, m2m, 0, 0, 1);

@@ -76,7 +76,7 @@ struct worker {
 	struct counts counts[MAX_OPS];
 	/* for the main thread */
 	unsigned long seen;
-	time_t since;
+	double since;
 };
 
 /* The first difference. */
@@ -103,7 +103,7 @@ static inline bool have(int need)
 
 uint64_t mix(uint64_t x);
 unsigned int below(struct worker *w, unsigned int n);
-time_t now(void);
+double now(void);
 void __printf(1, 2) say(const char *format, ...);
 
 #define report(counter, format, ...)						\
@@ -173,6 +173,7 @@ int epoll_and_close(struct worker *w, int fd, bool close_it);
  */
 
 void start_helpers(void);
+void kill_helpers(void);
 bool reap_helpers(void);
 
 /*

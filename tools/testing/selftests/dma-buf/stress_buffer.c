@@ -56,13 +56,14 @@ unsigned int below(struct worker *w, unsigned int n)
 	return mix(w->random) % n;
 }
 
-time_t now(void)
+/* Seconds. */
+double now(void)
 {
 	struct timespec ts;
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 
-	return ts.tv_sec;
+	return ts.tv_sec + ts.tv_nsec / 1e9;
 }
 
 /* One line of output, in one piece. */

@@ -92,7 +92,10 @@ void start_timelines(void)
 		ksft_exit_fail_msg("cannot create a thread\n");
 }
 
-/* Before they are closed: sw_sync is not good at that with fences that have not signalled. */
+/*
+ * Before they are closed: sw_sync is not good at that with fences that have not signalled. Other
+ * threads may still run, but get no more fences.
+ */
 void end_timelines(void)
 {
 	int i;
@@ -100,8 +103,10 @@ void end_timelines(void)
 	atomic_store(&stop, true);
 	pthread_join(thread, NULL);
 	for (i = 0; i < NUM_TIMELINES; i++) {
+		pthread_mutex_lock(&timelines[i].lock);
 		advance(&timelines[i], timelines[i].next);
 		close(timelines[i].fd);
+		pthread_mutex_unlock(&timelines[i].lock);
 	}
 }
 
@@ -118,7 +123,7 @@ static int create_fence(struct worker *w)
 	int ret = -EAGAIN;
 
 	pthread_mutex_lock(&line->lock);
-	if (line->num_held < MAX_HELD) {
+	if (!atomic_load(&stop) && line->num_held < MAX_HELD) {
 		data.value = ++line->next;
 		ret = do_ioctl(line->fd, SW_SYNC_IOC_CREATE_FENCE, &data);
 	}
@@ -219,22 +224,48 @@ static int do_op_poll(struct worker *w, struct buffer *buf, int arg)
 
 DEFINE_SHARED_OP(op_poll, false)
 
-/* Nobody else adds fences, and those there are signal soon: a wait that does not end is a bug. */
+struct poller {
+	const struct buffer *buf;
+	short wanted;
+	int ret;
+};
+
+static void *poll_until_ready(void *arg)
+{
+	struct poller *poller = arg;
+	const struct buffer *buf = poller->buf;
+	int ret = wait_for(buf->fd, poller->wanted, LATE * 1000);
+
+	if (ret >= 0 && (!ret || (ret & ~poller->wanted)))
+		late("poll of buffer %u of %s for %#x returned %#x", buf->id,
+		     need_names[buf->exporter], poller->wanted, ret);
+	poller->ret = ret < 0 ? ret : 0;
+
+	return NULL;
+}
+
+/*
+ * Two that wait for the same buffer. Nobody else adds fences, and those there are signal soon: a
+ * wait that does not end is a bug.
+ */
 static int do_op_poll_wait(struct worker *w, struct buffer *buf, int arg)
 {
-	short wanted = any_events(w);
+	struct poller own = { .buf = buf, .wanted = any_events(w) };
+	struct poller other = { .buf = buf, .wanted = any_events(w) };
+	pthread_t second;
 	int ret;
 
 	(void)arg;
 	ret = import_fence(w, buf->fd);
 	if (ret < 0)
 		return ret;
-	ret = wait_for(buf->fd, wanted, LATE * 1000);
-	if (ret >= 0 && (!ret || (ret & ~wanted)))
-		late("poll of buffer %u of %s for %#x returned %#x", buf->id,
-		     need_names[buf->exporter], wanted, ret);
+	ret = pthread_create(&second, NULL, poll_until_ready, &other);
+	if (ret)
+		return -ret;
+	poll_until_ready(&own);
+	pthread_join(second, NULL);
 
-	return ret < 0 ? ret : 0;
+	return own.ret ? own.ret : other.ret;
 }
 
 DEFINE_SHARED_OP(op_poll_wait, true)

@@ -29,6 +29,7 @@ struct request {
 
 struct reply {
 	int error;
+	bool renamed;		/* whatever failed later */
 	bool differs;
 	struct difference difference;
 };
@@ -96,6 +97,7 @@ static int use_received(int fd, struct request *request, struct reply *reply)
 		ret = do_ioctl(fd, DMA_BUF_SET_NAME_B, buf->name);
 		if (ret < 0)
 			return ret;
+		reply->renamed = true;
 	}
 	ret = cpu_access(fd, DMA_BUF_SYNC_RW | DMA_BUF_SYNC_START);
 
@@ -139,10 +141,9 @@ static struct helper *lock_helper(struct worker *w)
 }
 
 /* Have the buffer used by another process. If it is not to come back, it is closed here. */
-static int pass(struct helper *helper, struct request *request)
+static int pass(struct helper *helper, struct request *request, struct reply *reply)
 {
 	struct buffer *buf = &request->buf;
-	struct reply reply;
 	int ret, fd;
 
 	ret = send_fd(helper->socket, request, sizeof(*request), buf->fd);
@@ -150,12 +151,12 @@ static int pass(struct helper *helper, struct request *request)
 		close(buf->fd);
 	if (ret)
 		return ret;
-	ret = receive_fd(helper->socket, &reply, sizeof(reply), &fd);
+	ret = receive_fd(helper->socket, reply, sizeof(*reply), &fd);
 	if (ret)
 		return ret;
-	if (reply.differs)
-		report_difference("another process", buf, &reply.difference);
-	ret = reply.error;
+	if (reply->differs)
+		report_difference("another process", buf, &reply->difference);
+	ret = reply->error;
 	if (fd >= 0) {
 		if (!ret)
 			ret = check_fd("given back", fd, buf);
@@ -175,6 +176,7 @@ static int do_op_send(struct worker *w, struct buffer *buf, int arg)
 		.give_back = true,
 		.rename = below(w, 2),
 	};
+	struct reply reply = {};
 	int ret;
 
 	(void)arg;
@@ -182,9 +184,9 @@ static int do_op_send(struct worker *w, struct buffer *buf, int arg)
 		return NOTHING;
 	if (request.rename)
 		random_name(w, request.buf.name, sizeof(request.buf.name) - 1);
-	ret = pass(helper, &request);
+	ret = pass(helper, &request, &reply);
 	pthread_mutex_unlock(&helper->lock);
-	if (request.rename && !ret) {
+	if (reply.renamed) {
 		strcpy(buf->name, request.buf.name);
 		buf->named = true;
 	}
@@ -198,6 +200,7 @@ DEFINE_SHARED_OP(op_send, true)
 int op_send_last(struct worker *w, int arg)
 {
 	struct request request = {};
+	struct reply reply = {};
 	struct helper *helper;
 	int ret;
 
@@ -209,7 +212,7 @@ int op_send_last(struct worker *w, int arg)
 	if (!ret) {
 		if (below(w, 2))
 			import_fence(w, request.buf.fd);
-		ret = pass(helper, &request);
+		ret = pass(helper, &request, &reply);
 	}
 	pthread_mutex_unlock(&helper->lock);
 
@@ -261,10 +264,21 @@ void start_helpers(void)
 	}
 }
 
+/* For signal handlers, too. */
+void kill_helpers(void)
+{
+	int i;
+
+	for (i = 0; i < NUM_HELPERS; i++) {
+		if (helpers[i].pid > 0)
+			kill(helpers[i].pid, SIGKILL);
+	}
+}
+
 /* Returns whether all have ended by themselves. */
 bool reap_helpers(void)
 {
-	time_t start = now();
+	double start = now();
 	bool good = true;
 	int i, status;
 	pid_t pid;
@@ -284,6 +298,7 @@ bool reap_helpers(void)
 			say("helper %d ended with status %#x", i, status);
 			good = false;
 		}
+		helpers[i].pid = 0;
 	}
 
 	return good;

@@ -121,9 +121,14 @@ int op(struct worker *w, int arg)					\
 static int do_op_racy_name(struct worker *w, int fd)
 {
 	char name[DMA_BUF_NAME_LEN];
+	int ret;
 
-	if (!below(w, 16))
-		return set_name(w, fd, (void *)1) == -EFAULT ? 0 : -EBADF;
+	if (!below(w, 16)) {
+		ret = set_name(w, fd, (void *)1);
+		if (ret >= 0)
+			mismatch("name without an address: expected %d, found %d", -EFAULT, ret);
+		return ret == -EFAULT ? 0 : ret;
+	}
 	random_name(w, name, sizeof(name) - 1);
 
 	return set_name(w, fd, name);
