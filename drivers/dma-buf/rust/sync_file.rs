@@ -88,14 +88,6 @@ pub(crate) fn import(buf: &Buffer, arg: UserPtr) -> Result {
 
     // CAST: The callee looks at the bits only.
     let fence = sync_file::fence_from_fd(arg.0.fd as u32)?;
-    let count = fence.unwrapped().count();
 
-    if count == 0 {
-        return Ok(());
-    }
-
-    let locked = buf.resv().lock();
-
-    locked.reserve_fences(count.try_into()?)?;
-    locked.add_fence(&fence, usage)
+    buf.resv().lock().add_fence(&fence, usage)
 }

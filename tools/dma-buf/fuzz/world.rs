@@ -141,7 +141,7 @@ pub struct World {
     first_fd: i32,
     /// As many buffers are there without this program's doing.
     base: i64,
-    pub lost: u64,
+    pub lost: i64,
     pub verbose: bool,
 }
 
@@ -279,7 +279,7 @@ impl World {
             let stray = self.close_strays();
             let left = self.count_left();
 
-            self.lost += left as u64;
+            self.lost += left;
             self.log += &format!("{}.end stray={stray} left={left}\n", self.program);
         }
     }
@@ -308,11 +308,12 @@ impl World {
     fn count_left(&mut self) -> i64 {
         let mut count = count_buffers().unwrap_or(0);
 
-        for _ in 0..250 {
+        // Few looks: the list is long when drivers have leaked buffers, and takes its time then.
+        for wait in [2, 2, 4, 8, 16, 32, 64, 128, 256] {
             if count <= self.base {
                 break;
             }
-            thread::sleep(time::Duration::from_millis(2));
+            thread::sleep(time::Duration::from_millis(wait));
             count = count_buffers().unwrap_or(0);
         }
 
