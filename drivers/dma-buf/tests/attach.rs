@@ -685,7 +685,10 @@ mod tests {
         let buf = Buf::new(&FIXED)?;
         let attachment =
             from_err_ptr(unsafe { bindings::dma_buf_attach(buf.ptr, &raw mut (*pci).dev) })?;
-        let attachment = Attachment::from_raw(attachment, &buf);
+        let attachment = Attachment {
+            ptr: attachment,
+            buf: &buf,
+        };
         let mut ranges = RANGES;
 
         let table = device_table(&attachment, provider, &mut ranges)?;

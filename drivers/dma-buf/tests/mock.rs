@@ -748,12 +748,7 @@ pub(crate) struct Attachment<'a> {
     pub(crate) buf: &'a Buf,
 }
 
-impl<'a> Attachment<'a> {
-    /// What `dma_buf_attach()` returned for this buffer.
-    pub(crate) fn from_raw(ptr: *mut bindings::dma_buf_attachment, buf: &'a Buf) -> Self {
-        Self { ptr, buf }
-    }
-
+impl Attachment<'_> {
     /// Calls `dma_buf_map_attachment()`, with the lock held.
     pub(crate) fn map(
         &self,
@@ -941,6 +936,7 @@ pub(crate) fn warnings<T>(f: impl FnOnce() -> T) -> (T, i32) {
 }
 
 /// Ends a test that this machine cannot do.
+#[cfg(CONFIG_PCI_P2PDMA)]
 pub(crate) fn skip(why: &CStr) -> Result {
     let test = unsafe { bindings::kunit_get_current_test() };
 
