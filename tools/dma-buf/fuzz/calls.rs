@@ -40,7 +40,7 @@ pub const fn call(name: &'static str, group: usize, weight: u32, run: Run) -> Ca
 }
 
 #[rustfmt::skip]
-static CALLS: [Call; 46] = [
+static CALLS: [Call; 47] = [
     call("device.open", ALLOC, 1, device_open),
     call("heap.alloc", ALLOC, 8, heap_alloc),
     call("udmabuf.create", ALLOC, 5, udmabuf_create),
@@ -49,6 +49,7 @@ static CALLS: [Call; 46] = [
     call("rust.alloc", ALLOC, 4, rust_alloc),
     call("rust.sum", ALLOC, 4, rust_sum),
     call("rust.fill", ALLOC, 4, rust_fill),
+    call("rust.hold", ALLOC, 1, rust_hold),
     call("buf.sync", BUF, 8, buf_sync),
     call("buf.name", BUF, 6, buf_name),
     call("buf.export", BUF, 6, buf_export),
@@ -114,6 +115,7 @@ const SW_SYNC_DEADLINE: u32 = ioc(3, b'W', 2, 16);
 const RUST_ALLOC: u32 = ioc(1, b'|', 0x90, 8);
 const RUST_SUM: u32 = ioc(3, b'|', 0x91, 8);
 const RUST_FILL: u32 = ioc(1, b'|', 0x92, 16);
+const RUST_HOLD: u32 = ioc(1, b'|', 0x93, 16);
 
 /// Writes a number of any size into a structure.
 pub trait Put {
@@ -170,7 +172,7 @@ impl World {
         let fd = data.get32(at) as i32;
         let known = self.slots.iter().any(|slot| slot.live && slot.fd == fd);
 
-        if ret == 0 && fd > 2 && !known && sys_fcntl(fd, F_GETFD, 0) >= 0 {
+        if ret == 0 && fd > 2 && !known && sys_fcntl(fd, Fcntl::GetFd, 0) >= 0 {
             let label = self.add(kind, i64::from(fd));
 
             line.out("fd", label);
@@ -182,12 +184,7 @@ fn device_open(w: &mut World, line: &mut Line) -> i64 {
     let kinds = [System, Cma, Udmabuf, Rust];
     let any = w.rng.pick(&kinds);
     let kind = w.wanted.filter(|kind| kinds.contains(kind)).unwrap_or(any);
-    let path = match kind {
-        System => c"/dev/dma_heap/system",
-        Cma => c"/dev/dma_heap/default_cma_region",
-        Udmabuf => c"/dev/udmabuf",
-        _ => c"/dev/rust-dma-buf",
-    };
+    let path = kind.path().unwrap_or_default();
     let mode = if w.odd(8) {
         w.rng.pick(&[O_RDONLY, O_WRONLY])
     } else {
@@ -247,7 +244,7 @@ fn memfd_new(w: &mut World, line: &mut Line) -> i64 {
         for at in 0..size / w.page as i64 {
             sys_pwrite(fd as i32, &[at as u8 ^ 0x5a; 64], at * w.page as i64);
         }
-        line.out("sealed", sys_fcntl(fd as i32, F_ADD_SEALS, seals));
+        line.out("sealed", sys_fcntl(fd as i32, Fcntl::AddSeals, seals));
     }
     w.add_result(line, Memfd, fd)
 }
@@ -351,6 +348,19 @@ fn rust_fill(w: &mut World, line: &mut Line) -> i64 {
     w.ioctl(line, dev, RUST_FILL, &mut data)
 }
 
+/// The reservation lock is held for no longer than it takes others to wait for it.
+fn rust_hold(w: &mut World, line: &mut Line) -> i64 {
+    let dev = w.fd(line, "dev", Rust);
+    let fd = w.fd(line, "fd", Buf);
+    let millis = w.rng.pick(&[0, 1, 2, 10_001, u64::MAX]);
+    let mut data = [0; 16];
+
+    line.arg("ms", millis);
+    data.put(0, u64::from(fd as u32).to_ne_bytes());
+    data.put(8, millis.to_ne_bytes());
+    w.ioctl(line, dev, RUST_HOLD, &mut data)
+}
+
 fn buf_sync(w: &mut World, line: &mut Line) -> i64 {
     let fd = w.fd(line, "fd", Buf);
     let flags = w.flags(line, "flags", &[1, 2, 3, 5, 6, 7, 0, 4], 64);
@@ -404,7 +414,7 @@ fn buf_import(w: &mut World, line: &mut Line) -> i64 {
 }
 
 fn timeline_open(w: &mut World, line: &mut Line) -> i64 {
-    let ret = sys_open(c"/sys/kernel/debug/sync/sw_sync", O_RDWR | O_CLOEXEC);
+    let ret = sys_open(Timeline.path().unwrap_or_default(), O_RDWR | O_CLOEXEC);
 
     w.add_result(line, Timeline, ret)
 }
@@ -559,7 +569,7 @@ fn fd_dup(w: &mut World, line: &mut Line) -> i64 {
         return sys_dup3(fd, high, O_CLOEXEC);
     }
 
-    let ret = sys_fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    let ret = sys_fcntl(fd, Fcntl::DupFd, 0);
 
     w.add_result(line, kind, ret)
 }
@@ -584,18 +594,18 @@ fn fd_close(w: &mut World, line: &mut Line) -> i64 {
 fn fd_fcntl(w: &mut World, line: &mut Line) -> i64 {
     let (fd, kind) = w.any_fd(line, "fd");
     let (cmd, arg) = match w.rng.below(5) {
-        0 => (F_GETFD, 0),
-        1 => (F_SETFD, w.rng.pick(&[0, 1])),
-        2 => (F_GETFL, 0),
+        0 => (Fcntl::GetFd, 0),
+        1 => (Fcntl::SetFd, w.rng.pick(&[0, 1])),
+        2 => (Fcntl::GetFlags, 0),
         // Sockets and video devices would begin to wait.
         3 if !kind.is_video() && kind != Socket => (
-            F_SETFL,
+            Fcntl::SetFlags,
             w.rng.pick(&[0, O_NONBLOCK, O_RDWR, O_NONBLOCK | 0o2000]),
         ),
-        _ => (F_GET_SEALS, 0),
+        _ => (Fcntl::GetSeals, 0),
     };
 
-    line.arg("cmd", cmd);
+    line.arg("cmd", cmd as i32);
     line.arg("arg", format_args!("{arg:#o}"));
     sys_fcntl(fd, cmd, arg)
 }
@@ -1007,10 +1017,9 @@ const LOOK: usize = 64 << 10;
 /// The kernel copies, so that what is not there is an error.
 fn map_read(w: &mut World, line: &mut Line) -> i64 {
     let Some(at) = w.map(line) else { return NO_MAP };
-    let map = w.maps[at].map;
-    let len = map.len().min(LOOK);
+    let len = w.maps[at].map.len().min(LOOK);
     let mut buf = vec![0; len];
-    let ret = sys_pwrite_from(w.scratch, map.addr(0), len, 0);
+    let ret = w.maps[at].map.save(0, len, w.scratch);
 
     if ret > 0 && !w.video.streamed {
         let buf = &mut buf[..ret as usize];
@@ -1025,9 +1034,9 @@ fn map_read(w: &mut World, line: &mut Line) -> i64 {
 
 fn map_write(w: &mut World, line: &mut Line) -> i64 {
     let Some(at) = w.map(line) else { return NO_MAP };
-    let map = w.maps[at].map;
-    let from = w.rng.below(map.len().max(1));
-    let len = w.rng.pick(&[1, 8, 100]).min(map.len() - from);
+    let size = w.maps[at].map.len();
+    let from = w.rng.below(size.max(1));
+    let len = w.rng.pick(&[1, 8, 100]).min(size - from);
     let byte = w.rng.next() as u8;
 
     line.arg("from", from);
@@ -1035,7 +1044,7 @@ fn map_write(w: &mut World, line: &mut Line) -> i64 {
     line.arg("byte", byte);
     line.arg("writable", w.maps[at].writable);
     sys_pwrite(w.scratch, &[byte; 100], 0);
-    sys_pread_to(w.scratch, map.addr(from), len, 0)
+    w.maps[at].map.fill(from, len, w.scratch)
 }
 
 fn map_free(w: &mut World, line: &mut Line) -> i64 {

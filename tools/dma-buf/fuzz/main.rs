@@ -2,8 +2,8 @@
 
 //! dmabuf-fuzz: a fuzzer of the user interfaces of dma-buf.
 //!
-//! It makes calls of dma-buf, dma-heap, udmabuf, sync_file, sw_sync, and of the drivers in Rust
-//! that share buffers, with arguments that are mostly right: descriptors that earlier calls made,
+//! It makes calls of dma-buf, dma-heap, udmabuf, sync_file, sw_sync, and those by which the drivers
+//! in Rust share buffers, with arguments that are mostly right: descriptors that earlier calls made,
 //! and sizes, flags, names, numbers of ioctls and pointers at their limits and beyond.
 //!
 //! Calls come in programs of thirty. What a program does depends on the seed and on the number of
@@ -26,7 +26,8 @@
 //! to be looked at.
 //!
 //! It needs root, debugfs, and the modules rust_dma_buf, rust_vivid and rust_vim2m for the calls
-//! that are theirs. It takes no more than some tens of MiB of buffers for each thread.
+//! that are theirs. It takes no more than some tens of MiB of buffers for each thread: calls by
+//! which the system heap would take all memory get no descriptor, see `takes_all_memory()`.
 //!
 //! * `sys.rs`: system calls, the only unsafe code
 //! * `values.rs`: the generator, and values to try
@@ -154,6 +155,17 @@ fn main() {
         process::exit(1);
     }
 
+    // Most calls would fail without, and test less than it seems.
+    let missing = world::missing();
+
+    if !missing.is_empty() && options.only.is_empty() {
+        eprintln!(
+            "dmabuf-fuzz: cannot open {}; leave them out with --only",
+            missing.join(", ")
+        );
+        process::exit(1);
+    }
+
     let result = if options.threads == 1 {
         compared(&options, &calls)
     } else {
@@ -188,12 +200,6 @@ fn compared(options: &Options, calls: &[&'static Call]) -> io::Result<()> {
     let mut program = options.programs.map_or(0, |(first, _)| first);
     let start = Instant::now();
 
-    if world.video.missing() > 0 {
-        eprintln!(
-            "dmabuf-fuzz: {} of 2 video devices are missing",
-            world.video.missing()
-        );
-    }
     world.verbose = options.verbose;
     while goes_on(options, start, program, world.calls) {
         world.run_program(options.seed, program, calls, PROGRAM_LEN);

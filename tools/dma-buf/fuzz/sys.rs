@@ -18,13 +18,17 @@ pub const O_RDWR: i32 = 2;
 pub const O_NONBLOCK: i32 = 0o4000;
 pub const O_CLOEXEC: i32 = 0o2000000;
 
-pub const F_GETFD: i32 = 1;
-pub const F_SETFD: i32 = 2;
-pub const F_GETFL: i32 = 3;
-pub const F_SETFL: i32 = 4;
-pub const F_ADD_SEALS: i32 = 1033;
-pub const F_GET_SEALS: i32 = 1034;
-pub const F_DUPFD_CLOEXEC: i32 = 1030;
+/// Commands of fcntl(), none of which takes a pointer.
+#[derive(Clone, Copy)]
+pub enum Fcntl {
+    GetFd = 1,
+    SetFd = 2,
+    GetFlags = 3,
+    SetFlags = 4,
+    DupFd = 1030,
+    AddSeals = 1033,
+    GetSeals = 1034,
+}
 
 pub const PROT_READ: i32 = 1;
 pub const PROT_WRITE: i32 = 2;
@@ -181,10 +185,9 @@ pub fn sys_dup3(old: i32, new: i32, flags: i32) -> i64 {
     ret(unsafe { dup3(old, new, flags) })
 }
 
-/// Only for commands that take no pointer.
-pub fn sys_fcntl(fd: i32, cmd: i32, arg: i32) -> i64 {
-    // SAFETY: The argument is a number.
-    ret(unsafe { fcntl(fd, cmd, arg) })
+pub fn sys_fcntl(fd: i32, cmd: Fcntl, arg: i32) -> i64 {
+    // SAFETY: The argument of all these is a number.
+    ret(unsafe { fcntl(fd, cmd as c_int, arg) })
 }
 
 pub fn sys_ioctl(fd: i32, cmd: u32, arg: Addr) -> i64 {
@@ -262,18 +265,6 @@ pub fn sys_pread(fd: i32, buf: &mut [u8], offset: i64) -> i64 {
 pub fn sys_pwrite(fd: i32, buf: &[u8], offset: i64) -> i64 {
     // SAFETY: The slice is borrowed.
     ret_size(unsafe { pwrite(fd, buf.as_ptr().cast(), buf.len(), offset) })
-}
-
-/// Reads a file into memory that is only an address. Its faults are errors, not signals.
-pub fn sys_pread_to(fd: i32, at: Addr, len: usize, offset: i64) -> i64 {
-    // SAFETY: By what an address is.
-    ret_size(unsafe { pread(fd, at.0 as *mut c_void, len, offset) })
-}
-
-/// The other way.
-pub fn sys_pwrite_from(fd: i32, at: Addr, len: usize, offset: i64) -> i64 {
-    // SAFETY: By what an address is.
-    ret_size(unsafe { pwrite(fd, at.0 as *const c_void, len, offset) })
 }
 
 pub fn sys_ftruncate(fd: i32, len: i64) -> i64 {
@@ -412,7 +403,6 @@ fn with_message(rights: &mut Rights, call: impl FnOnce(&mut MsgHdr) -> i64) -> i
 }
 
 /// A mapping that this program never has a reference into. It is not unmapped by itself.
-#[derive(Clone, Copy)]
 pub struct Map {
     at: usize,
     len: usize,
@@ -437,12 +427,28 @@ impl Map {
         self.len
     }
 
-    pub fn addr(&self, offset: usize) -> Addr {
+    fn addr(&self, offset: usize) -> Addr {
+        assert!(offset < self.len);
         Addr(self.at + offset)
+    }
+
+    /// Reads a file into it. Faults are errors, not signals.
+    pub fn fill(&self, from: usize, len: usize, fd: i32) -> i64 {
+        assert!(from <= self.len && len <= self.len - from);
+        // SAFETY: Nothing refers to it.
+        ret_size(unsafe { pread(fd, (self.at + from) as *mut c_void, len, 0) })
+    }
+
+    /// The other way.
+    pub fn save(&self, from: usize, len: usize, fd: i32) -> i64 {
+        assert!(from <= self.len && len <= self.len - from);
+        // SAFETY: Nothing refers to it.
+        ret_size(unsafe { pwrite(fd, (self.at + from) as *const c_void, len, 0) })
     }
 
     /// Unmaps all from `from` on.
     pub fn unmap_from(&mut self, from: usize) -> i64 {
+        assert!(from <= self.len);
         // SAFETY: Nothing refers to it.
         let result = ret(unsafe { munmap((self.at + from) as *mut c_void, self.len - from) });
 

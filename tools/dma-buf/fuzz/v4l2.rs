@@ -49,8 +49,6 @@ pub struct State {
 
 impl Default for State {
     fn default() -> Self {
-        let name = |var, default: &str| env::var(var).unwrap_or_else(|_| default.into());
-
         Self {
             streamed: false,
             map_offset: 0,
@@ -59,12 +57,27 @@ impl Default for State {
             buffers: (0, 0),
             has_vivid: false,
             large: false,
-            nodes: [
-                find_node(&name("RUST_V4L2_CAPTURE", "rust_vivid")),
-                find_node(&name("RUST_V4L2_M2M", "rust_vim2m")),
-            ],
+            nodes: names().map(|name| find_node(&name)),
         }
     }
+}
+
+/// The names of the devices to capture and to convert with.
+fn names() -> [String; 2] {
+    let name = |var, default: &str| env::var(var).unwrap_or_else(|_| default.into());
+
+    [
+        name("RUST_V4L2_CAPTURE", "rust_vivid"),
+        name("RUST_V4L2_M2M", "rust_vim2m"),
+    ]
+}
+
+/// The names of those that are not there.
+pub fn missing() -> Vec<String> {
+    let mut names = Vec::from(names());
+
+    names.retain(|name| find_node(name).is_none());
+    names
 }
 
 impl State {
@@ -75,11 +88,6 @@ impl State {
         self.buffers = (0, 0);
         self.has_vivid = false;
         self.large = false;
-    }
-
-    /// How many of the devices are not there.
-    pub fn missing(&self) -> usize {
-        self.nodes.iter().filter(|node| node.is_none()).count()
     }
 }
 

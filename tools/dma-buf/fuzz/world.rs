@@ -7,7 +7,7 @@ use crate::sys::*;
 use crate::v4l2;
 use crate::values::*;
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
@@ -36,6 +36,18 @@ impl Kind {
     const ALL: [Kind; 13] = [
         Buf, Sync, Timeline, System, Cma, Udmabuf, Rust, Vivid, M2m, Memfd, Epoll, Socket, Other,
     ];
+
+    /// The device that is always at the same place.
+    pub fn path(self) -> Option<&'static CStr> {
+        match self {
+            System => Some(c"/dev/dma_heap/system"),
+            Cma => Some(c"/dev/dma_heap/default_cma_region"),
+            Udmabuf => Some(c"/dev/udmabuf"),
+            Rust => Some(c"/dev/rust-dma-buf"),
+            Timeline => Some(c"/sys/kernel/debug/sync/sw_sync"),
+            _ => None,
+        }
+    }
 
     /// Whether its files have frames come and go.
     pub fn is_video(self) -> bool {
@@ -150,7 +162,7 @@ impl World {
         let arenas = [Arena::new(), Arena::new()];
         let scratch = sys_memfd(c"scratch", 1) as i32;
         let base = count_buffers().unwrap_or(0);
-        let first_fd = sys_fcntl(scratch, F_DUPFD_CLOEXEC, 0) as i32;
+        let first_fd = sys_fcntl(scratch, Fcntl::DupFd, 0) as i32;
 
         assert!(scratch >= 0 && first_fd >= 0, "no descriptors");
         sys_close(first_fd);
@@ -379,7 +391,7 @@ impl World {
             return;
         }
 
-        let copy = sys_fcntl(fd, F_DUPFD_CLOEXEC, 0);
+        let copy = sys_fcntl(fd, Fcntl::DupFd, 0);
 
         if copy >= 0 {
             let at = self.rng.below(shared.len());
@@ -517,7 +529,8 @@ impl World {
     }
 
     /// Whether it would make the system heap take all memory before it says that there is not
-    /// enough: whatever the type and the size of the command, zero is to allocate.
+    /// enough: whatever the type and the size of the command, zero is to allocate. Such calls are
+    /// made without a descriptor.
     fn takes_all_memory(&self, fd: i32, cmd: u32, data: &[u8]) -> bool {
         let mut len = [0; 8];
 
@@ -554,6 +567,23 @@ impl World {
         line.arg("cmd", format_args!("{cmd:#x}"));
         cmd
     }
+}
+
+/// The devices that cannot be opened.
+pub fn missing() -> Vec<String> {
+    let opens = |path: &CStr| {
+        let fd = sys_open(path, O_RDWR | O_CLOEXEC);
+
+        fd >= 0 && sys_close(fd as i32) == 0
+    };
+    let mut missing = v4l2::missing();
+
+    for path in Kind::ALL.iter().filter_map(|kind| kind.path()) {
+        if !opens(path) {
+            missing.push(path.to_string_lossy().into_owned());
+        }
+    }
+    missing
 }
 
 pub const BUFINFO: &str = "/sys/kernel/debug/dma_buf/bufinfo";

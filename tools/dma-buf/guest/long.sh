@@ -34,6 +34,8 @@ stress)
 	rc=${PIPESTATUS[0]}
 	leaks >$out/leaks
 	[ ! -s $out/leaks ] || { sed 's/^/# leaked: /' $out/leaks >>$out/stress.log; rc=1; }
+	# How many accesses were watched: no report means nothing without them.
+	[ ! -e /sys/kernel/debug/kcsan ] || sed 's/^/# KCSAN /' /sys/kernel/debug/kcsan >>$out/stress.log
 	echo "$rc" >$out/stress.rc
 	;;
 fuzz)

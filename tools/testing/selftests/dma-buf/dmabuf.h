@@ -496,8 +496,9 @@ static inline bool parse_row(const char *text, struct bufinfo_row *row)
 {
 	row->text = text;
 
-	/* A name may be empty. */
-	return sscanf(text, "%zu %x %x %ld %63[^\t] %llu %63[^\n]", &row->size,
+	/* A name may be empty. An empty line is not the row after it. */
+	return *text != '\n' &&
+	       sscanf(text, "%zu %x %x %ld %63[^\t] %llu %63[^\n]", &row->size,
 		      &row->flags, &row->mode, &row->count, row->exp_name,
 		      &row->ino, row->name) >= 6;
 }

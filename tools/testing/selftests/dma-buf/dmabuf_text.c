@@ -759,8 +759,10 @@ TEST_F(bufinfo, total)
 	struct bufinfo_row row;
 	char expected[128];
 	size_t bytes = 0;
-	int count = 0;
+	int count = 0, another;
 
+	another = alloc_another(&self->buf);
+	ASSERT_GE(another, 0);
 	ASSERT_TRUE(read_bufinfo());
 	for (line = bufinfo; line && *line; line = next_line(line)) {
 		last = line;
@@ -769,10 +771,11 @@ TEST_F(bufinfo, total)
 			bytes += row.size;
 		}
 	}
-	EXPECT_GE(count, 1);
+	EXPECT_GE(count, 2);
 	snprintf(expected, sizeof(expected), "Total %d objects, %zu bytes\n", count, bytes);
 	ASSERT_NE(NULL, last);
 	EXPECT_STREQ(expected, last);
+	close(another);
 }
 
 TEST_F(bufinfo, closed)

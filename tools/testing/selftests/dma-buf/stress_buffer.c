@@ -338,7 +338,7 @@ static bool differs(const void *map, const struct buffer *buf, struct difference
 }
 
 void report_difference(const char *where, const struct buffer *buf,
-			      const struct difference *diff)
+		       const struct difference *diff)
 {
 	mismatch("%s: buffer %u of %s, generation %u: at %#llx of %#zx: expected %llx, found %llx",
 		 where, buf->id, need_names[buf->exporter], buf->generation,
