@@ -128,26 +128,13 @@ impl Mock {
 
     /// A mock whose table has as many segments, of a page each but for the last, of two.
     pub(crate) fn with_segments(segments: u32) -> Result<Arc<Self>> {
-        let table = Opaque::zeroed();
-        to_result(unsafe {
-            bindings::sg_alloc_table(table.get(), segments, bindings::GFP_KERNEL)
-        })?;
-        let mut sg = unsafe { (*table.get()).sgl };
-        for i in 0..segments as usize {
-            unsafe {
-                (*sg).offset = 16;
-                (*sg).length = 32;
-                set_dma(sg, Self::segment(i, segments));
-                sg = bindings::sg_next(sg);
-            }
-        }
-        Ok(Arc::new(
+        let mock = Arc::new(
             Self {
                 calls: [const { Atomic::new(0) }; CALLS],
                 count: Atomic::new(0),
                 fail: Atomic::new(u32::MAX),
                 errno: Atomic::new(0),
-                table,
+                table: Opaque::zeroed(),
                 no_table: Atomic::new(false),
                 broken: Atomic::new(false),
                 direction: Atomic::new(-1),
@@ -160,7 +147,21 @@ impl Mock {
                 memory: [const { Atomic::new(0) }; 8],
             },
             GFP_KERNEL,
-        )?)
+        )?;
+
+        to_result(unsafe {
+            bindings::sg_alloc_table(mock.table(), segments, bindings::GFP_KERNEL)
+        })?;
+        let mut sg = unsafe { (*mock.table()).sgl };
+        for i in 0..segments as usize {
+            unsafe {
+                (*sg).offset = 16;
+                (*sg).length = 32;
+                set_dma(sg, Self::segment(i, segments));
+                sg = bindings::sg_next(sg);
+            }
+        }
+        Ok(mock)
     }
 
     /// A mock whose first segment is not at the start of a page.
@@ -871,13 +872,16 @@ unsafe extern "C" fn run<F: FnOnce()>(f: *mut c_void) -> c_int {
 pub(crate) fn in_thread<F: FnOnce() + Send + 'static>(f: F) -> Result {
     let f = KBox::new(f, GFP_KERNEL)?;
 
+    let data = KBox::into_raw(f);
+
     unsafe {
         let task = from_err_ptr(bindings::kthread_create_on_node(
             Some(run::<F>),
-            KBox::into_raw(f).cast(),
+            data.cast(),
             bindings::NUMA_NO_NODE,
             c"dma-buf-kunit".as_char_ptr(),
-        ))?;
+        ))
+        .inspect_err(|_| drop(KBox::from_raw(data)))?;
         bindings::wake_up_process(task);
     }
     Ok(())
