@@ -80,6 +80,7 @@ mod tests {
         while !eventually(|| done.load(Acquire) != 0) {}
         assert!(!early && is_listed());
         let attach = done.load(Acquire);
+        from_err_ptr(attach as *mut bindings::dma_buf_attachment)?;
 
         let lock = buf.lock();
         let thread_done = done.clone();
