@@ -14,6 +14,11 @@ mod tests {
             c_uint,
             c_ulong, //
         },
+        ioctl::{
+            _IOR,
+            _IOW,
+            _IOWR, //
+        },
         page::PAGE_SIZE,
         prelude::*,
         types::Opaque, //
@@ -25,11 +30,12 @@ mod tests {
     const SEEK_CUR: c_int = 1;
     const SEEK_END: c_int = 2;
 
-    const SYNC: c_uint = 0x40086200;
-    const SET_NAME_A: c_uint = 0x40046201;
-    const SET_NAME_B: c_uint = 0x40086201;
-    const EXPORT_SYNC_FILE: c_uint = 0xc0086202;
-    const IMPORT_SYNC_FILE: c_uint = 0x40086203;
+    const BASE: u32 = 'b' as u32;
+    const SYNC: c_uint = _IOW::<u64>(BASE, 0);
+    const SET_NAME_A: c_uint = _IOW::<u32>(BASE, 1);
+    const SET_NAME_B: c_uint = _IOW::<u64>(BASE, 1);
+    const EXPORT_SYNC_FILE: c_uint = _IOWR::<[u32; 2]>(BASE, 2);
+    const IMPORT_SYNC_FILE: c_uint = _IOW::<[u32; 2]>(BASE, 3);
 
     #[test]
     fn llseek_tells_the_size() -> Result {
@@ -109,7 +115,14 @@ mod tests {
     fn unknown_ioctls() -> Result {
         let buf = Buf::new(&FIXED)?;
 
-        for cmd in [0, 0x40086205, 0x40106200, 0x80086200, 0x40016201, u32::MAX] {
+        for cmd in [
+            0,
+            _IOW::<u64>(BASE, 5),
+            _IOW::<[u64; 2]>(BASE, 0),
+            _IOR::<u64>(BASE, 0),
+            _IOW::<u8>(BASE, 1),
+            u32::MAX,
+        ] {
             assert_eq!(ioctl(&buf, cmd, 0)?, errno(ENOTTY));
         }
         if cfg!(not(CONFIG_SYNC_FILE)) {

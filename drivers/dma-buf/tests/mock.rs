@@ -900,7 +900,7 @@ pub(crate) fn signal_later(fence: DriverFence, mock: &Arc<Mock>) -> Result {
 
 /// Runs `f` with a signal pending.
 pub(crate) fn interrupted<T>(f: impl FnOnce() -> T) -> T {
-    const SIGUSR1: c_int = 10;
+    const SIGUSR1: c_int = bindings::SIGUSR1 as c_int;
     /// Lets a kernel thread have the signal (`allow_kernel_signal()`).
     const ALLOW: usize = 2;
 
