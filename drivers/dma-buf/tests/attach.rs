@@ -237,9 +237,11 @@ mod tests {
         let attachment = buf.attach_dynamic(&device, &FOLLOWS, 0)?;
         buf.mock.forget_calls();
 
-        let _lock = buf.lock();
-        assert_eq!(unsafe { bindings::dma_buf_pin(attachment.ptr) }, 0);
+        let lock = buf.lock();
+        let pinned = unsafe { bindings::dma_buf_pin(attachment.ptr) };
         unsafe { bindings::dma_buf_unpin(attachment.ptr) };
+        drop(lock);
+        assert_eq!(pinned, 0);
         assert!(buf.mock.called(&[]));
         Ok(())
     }
@@ -252,11 +254,12 @@ mod tests {
         let attachment = buf.attach(&device)?;
         buf.mock.forget_calls();
 
-        let _lock = buf.lock();
-        let pin = || unsafe { bindings::dma_buf_pin(attachment.ptr) };
-        let unpin = || unsafe { bindings::dma_buf_unpin(attachment.ptr) };
-        assert_eq!(warnings(pin), (0, 1));
-        assert_eq!(warnings(unpin).1, 1);
+        let lock = buf.lock();
+        let pinned = warnings(|| unsafe { bindings::dma_buf_pin(attachment.ptr) });
+        let unpinned = warnings(|| unsafe { bindings::dma_buf_unpin(attachment.ptr) });
+        drop(lock);
+        assert_eq!(pinned, (0, 1));
+        assert_eq!(unpinned.1, 1);
         assert!(buf.mock.called(&[Op::Pin, Op::Unpin]));
         Ok(())
     }
@@ -416,9 +419,11 @@ mod tests {
             let unlocked =
                 || unsafe { bindings::dma_buf_unmap_attachment_unlocked(a, t, TO_DEVICE) };
             assert_eq!(warnings(unlocked).1, 1);
-            let _lock = buf.lock();
+            let lock = buf.lock();
             let unmap = || unsafe { bindings::dma_buf_unmap_attachment(a, t, TO_DEVICE) };
-            assert_eq!(warnings(unmap).1, 1);
+            let count = warnings(unmap).1;
+            drop(lock);
+            assert_eq!(count, 1);
         }
         assert!(buf.mock.called(&[]));
         attachment.unmap(table, TO_DEVICE);
@@ -494,7 +499,7 @@ mod tests {
 
         let fence = fence()?;
         buf.add(&fence, KERNEL)?;
-        signal_later(fence, &buf.mock)?;
+        signal_after(Op::Map, fence, &buf.mock)?;
         let table = attachment.map(TO_DEVICE)?;
         assert!(buf.mock.called(&[Op::Pin, Op::Map, Op::Signalled]));
         attachment.unmap(table, TO_DEVICE);

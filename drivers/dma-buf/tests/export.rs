@@ -61,6 +61,7 @@ mod tests {
             (rdwr, rdwr, readable | writable),
             (rdwr | nonblock, rdwr | nonblock, readable | writable),
             (rdonly | others, rdonly, readable),
+            (bindings::O_ACCMODE, bindings::O_ACCMODE, 0),
         ] {
             let buf = Export::new(&FIXED)?.flags(flags).export()?;
             let file = unsafe { &*buf.file() };
@@ -80,14 +81,15 @@ mod tests {
             PAGE_SIZE + 1,
             1 << 20,
             (isize::MAX as usize) & !0xfff,
+            isize::MAX as usize + 1,
         ] {
             let buf = Export::new(&FIXED)?.sized(size).export()?;
             let inode = unsafe { &*(*buf.file()).f_inode };
 
             assert_eq!(unsafe { (*buf.ptr).size }, size);
             assert_eq!(inode.i_size, size as i64);
-            // In units of 512 bytes, and what remains.
-            assert_eq!(inode.i_blocks as usize, size >> 9);
+            // In units of 512 bytes, and what remains. For the VFS a size has a sign.
+            assert_eq!(inode.i_blocks as i64, size as i64 >> 9);
             assert_eq!(inode.i_bytes as usize, size & 511);
         }
         Ok(())
@@ -141,16 +143,14 @@ mod tests {
         bad[6].ops = &ONLY_UNPIN;
 
         for info in bad {
-            let mut before = 0;
-            for_each_buffer(|_| before += 1);
             let (result, count) =
                 warnings(|| from_err_ptr(unsafe { bindings::dma_buf_export(&info) }));
+            let mut found = false;
+            for_each_buffer(|buf| found |= unsafe { (*buf).priv_ } == info.priv_);
 
             assert_eq!(result.err(), Some(EINVAL));
             assert_eq!(count, 1);
-            let mut after = 0;
-            for_each_buffer(|_| after += 1);
-            assert_eq!(before, after);
+            assert!(!found);
         }
         assert!(good.mock.called(&[]));
         Ok(())
@@ -171,20 +171,19 @@ mod tests {
         unsafe { bindings::dma_resv_init(resv.get()) };
         let mut export = Export::new(&FIXED)?;
         export.info.resv = resv.get();
+        let fence = fence()?;
+        let before = fence_refs(fence.as_ref());
 
         let buf = export.export()?;
         assert_eq!(buf.resv(), resv.get());
-        buf.add(&fence()?, BOOKKEEP)?;
+        buf.add(&fence, BOOKKEEP)?;
         drop(buf);
         assert!(export.mock.called(&[Op::Release]));
 
         // It is the exporter's still, with its fence.
-        unsafe {
-            bindings::dma_resv_lock(resv.get(), null_mut());
-            assert!(!(*resv.get()).fences.is_null());
-            bindings::dma_resv_unlock(resv.get());
-            bindings::dma_resv_fini(resv.get());
-        }
+        assert_eq!(fence_refs(fence.as_ref()), before + 1);
+        unsafe { bindings::dma_resv_fini(resv.get()) };
+        assert_eq!(fence_refs(fence.as_ref()), before);
         Ok(())
     }
 
@@ -209,14 +208,18 @@ mod tests {
         let mut export = Export::new(&FIXED)?;
         export.info.resv = first.resv();
         let second = export.export()?;
+        let fence = fence()?;
+        let before = fence_refs(fence.as_ref());
 
         let lock = first.lock();
-        assert!(second.is_locked());
+        let locked = second.is_locked();
         drop(lock);
+        assert!(locked && !second.is_locked());
+        second.add(&fence, BOOKKEEP)?;
         drop(second);
-        assert!(!first.is_locked());
-        let _lock = first.lock();
-        assert!(first.is_locked());
+        assert_eq!(fence_refs(fence.as_ref()), before + 1);
+        drop(first);
+        assert_eq!(fence_refs(fence.as_ref()), before);
         Ok(())
     }
 
@@ -240,13 +243,15 @@ mod tests {
     #[test]
     #[cfg(CONFIG_MODULE_UNLOAD)]
     fn an_owner_that_goes() -> Result {
-        let module = Module::new(0)?;
-        let mut export = Export::new(&FIXED)?;
-        export.info.owner = module.as_ptr();
+        for module in [Module::new(0)?, Module::new(1)?.going()] {
+            let refs = module.refs();
+            let mut export = Export::new(&FIXED)?;
+            export.info.owner = module.as_ptr();
 
-        assert_eq!(export.export().err(), Some(ENOENT));
-        assert_eq!(module.refs(), 0);
-        assert!(export.mock.called(&[]));
+            assert_eq!(export.export().err(), Some(ENOENT));
+            assert_eq!(module.refs(), refs);
+            assert!(export.mock.called(&[]));
+        }
         Ok(())
     }
 
@@ -259,7 +264,8 @@ mod tests {
         export.info.owner = module.as_ptr();
         export.info.priv_ = null_mut();
 
-        assert_eq!(warnings(|| export.export().err()), (Some(EINVAL), 1));
+        let export = || from_err_ptr(unsafe { bindings::dma_buf_export(&export.info) }).err();
+        assert_eq!(warnings(export), (Some(EINVAL), 1));
         assert_eq!(module.refs(), 1);
         Ok(())
     }
@@ -273,6 +279,7 @@ mod tests {
         unsafe { bindings::dma_buf_put(ptr) };
         assert!(is_registered(ptr));
         assert!(mock.called(&[]));
+        mock.listed.store(true, Relaxed);
         unsafe { bindings::dma_buf_put(ptr) };
         assert!(eventually(|| mock.ends_with(Op::Release)));
         assert!(mock.called(&[Op::Release]));
@@ -312,13 +319,31 @@ mod tests {
         assert!(unsafe { bindings::get_close_on_exec(another as u32) });
 
         assert_eq!(unsafe { bindings::close_fd(fd as u32) }, 0);
-        assert_eq!(unsafe { bindings::close_fd(another as u32) }, 0);
-        assert!(eventually(|| mock.ends_with(Op::Release)));
-        assert!(mock.called(&[Op::Release]));
         assert_eq!(
             from_err_ptr(unsafe { bindings::dma_buf_get(fd) }).err(),
             Some(EBADF)
         );
+        assert_eq!(unsafe { bindings::close_fd(another as u32) }, 0);
+        assert!(eventually(|| mock.ends_with(Op::Release)));
+        assert!(mock.called(&[Op::Release]));
+        Ok(())
+    }
+
+    /// Without a descriptor, the reference stays the caller's.
+    #[test]
+    fn no_descriptor_is_left() -> Result {
+        let buf = Buf::new(&FIXED)?;
+        let limit = unsafe {
+            let signal = (*bindings::get_current()).signal;
+            &raw mut (*signal).rlim[bindings::RLIMIT_NOFILE as usize].rlim_cur
+        };
+
+        let before = unsafe { limit.replace(0) };
+        let fd = unsafe { bindings::dma_buf_fd(buf.ptr, 0) };
+        unsafe { limit.write(before) };
+        assert_eq!(fd, EMFILE.to_errno());
+        assert_eq!(buf.refs(), 1);
+        assert!(buf.mock.called(&[]));
         Ok(())
     }
 
@@ -434,8 +459,10 @@ mod tests {
         unsafe { bindings::dma_buf_put(at) };
         assert!(mock.called(&[]));
 
-        at = unsafe { bindings::dma_buf_iter_next(at) };
-        assert_eq!(at, older.ptr);
+        while at != older.ptr {
+            at = unsafe { bindings::dma_buf_iter_next(at) };
+            assert!(!at.is_null());
+        }
         assert_eq!(older.refs(), 2);
         unsafe { bindings::dma_buf_put(at) };
         assert!(eventually(|| mock.ends_with(Op::Release)));

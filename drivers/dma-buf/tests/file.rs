@@ -21,6 +21,7 @@ mod tests {
         },
         page::PAGE_SIZE,
         prelude::*,
+        sync::atomic::Relaxed,
         types::Opaque, //
     };
 
@@ -85,6 +86,7 @@ mod tests {
         for (pages, pgoff) in [(3, 0), (1, 2), (2, 1)] {
             assert_eq!(mmap(&buf, pages, pgoff)?, 0);
             assert!(buf.mock.called(&[Op::Mmap]));
+            assert_eq!(buf.mock.pgoff.load(Relaxed), pgoff);
         }
         for (pages, pgoff) in [(4, 0), (3, 1), (1, 3), (1, usize::MAX - 1)] {
             assert_eq!(mmap(&buf, pages, pgoff)?, EINVAL.to_errno());

@@ -22,8 +22,10 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
+            Acquire,
             Atomic,
-            Relaxed, //
+            Relaxed,
+            Release, //
         },
         Arc, //
     },
@@ -51,6 +53,8 @@ pub(crate) const TO_DEVICE: bindings::dma_data_direction =
     bindings::dma_data_direction::DMA_TO_DEVICE;
 pub(crate) const FROM_DEVICE: bindings::dma_data_direction =
     bindings::dma_data_direction::DMA_FROM_DEVICE;
+
+pub(crate) const NONE: bindings::dma_data_direction = bindings::dma_data_direction::DMA_NONE;
 
 pub(crate) const KERNEL: bindings::dma_resv_usage = bindings::dma_resv_usage_DMA_RESV_USAGE_KERNEL;
 pub(crate) const WRITE: bindings::dma_resv_usage = bindings::dma_resv_usage_DMA_RESV_USAGE_WRITE;
@@ -112,8 +116,11 @@ pub(crate) struct Mock {
     /// The references to the module when the buffer was released.
     pub(crate) module: Atomic<usize>,
     pub(crate) owner_refs: Atomic<i32>,
-    /// What vmap gives.
+    /// The offset of the last mapping, in pages.
+    pub(crate) pgoff: Atomic<usize>,
+    /// What vmap gives, and whether it says that this is memory of a device.
     memory: [Atomic<u32>; 8],
+    pub(crate) is_iomem: Atomic<bool>,
 }
 
 // SAFETY: The table is written before the mock is shared.
@@ -130,7 +137,7 @@ impl Mock {
     pub(crate) fn with_segments(segments: u32) -> Result<Arc<Self>> {
         let mock = Arc::new(
             Self {
-                calls: [const { Atomic::new(0) }; CALLS],
+                calls: [const { Atomic::new(u32::MAX) }; CALLS],
                 count: Atomic::new(0),
                 fail: Atomic::new(u32::MAX),
                 errno: Atomic::new(0),
@@ -144,7 +151,9 @@ impl Mock {
                 importer: Atomic::new(0),
                 module: Atomic::new(0),
                 owner_refs: Atomic::new(-1),
+                pgoff: Atomic::new(0),
                 memory: [const { Atomic::new(0) }; 8],
+                is_iomem: Atomic::new(false),
             },
             GFP_KERNEL,
         )?;
@@ -190,11 +199,12 @@ impl Mock {
         unsafe { &*(*buf).priv_.cast::<Mock>() }
     }
 
+    /// Notes a call. Who finds it there sees all that the caller did before.
     pub(crate) fn note(&self, op: Op) {
         let n = self.count.fetch_add(1, Relaxed) as usize;
 
         match self.calls.get(n) {
-            Some(call) => call.store(op as u32, Relaxed),
+            Some(call) => call.store(op as u32, Release),
             None => self.broken("there are more calls than expected"),
         }
     }
@@ -222,26 +232,29 @@ impl Mock {
             && expected
                 .iter()
                 .zip(&self.calls)
-                .all(|(op, call)| call.load(Relaxed) == *op as u32);
+                .all(|(op, call)| call.load(Acquire) == *op as u32);
 
         if !equal {
             for call in self.calls.iter().take(count) {
                 pr_err!("called: operation {}\n", call.load(Relaxed));
             }
         }
-        self.count.store(0, Relaxed);
+        self.forget_calls();
         equal && !self.broken.load(Relaxed)
     }
 
     /// Forgets what was called so far.
     pub(crate) fn forget_calls(&self) {
+        for call in &self.calls {
+            call.store(u32::MAX, Relaxed);
+        }
         self.count.store(0, Relaxed);
     }
 
     /// Whether what was called last is this.
     pub(crate) fn ends_with(&self, op: Op) -> bool {
         match (self.count.load(Relaxed) as usize).checked_sub(1) {
-            Some(n) => self.calls.get(n).map(|c| c.load(Relaxed)) == Some(op as u32),
+            Some(n) => self.calls.get(n).map(|c| c.load(Acquire)) == Some(op as u32),
             None => false,
         }
     }
@@ -252,12 +265,10 @@ impl Mock {
     ///
     /// `buf` must be a buffer of this mock.
     unsafe fn call(&self, op: Op, buf: *mut bindings::dma_buf) -> Result {
-        let locked = unsafe { is_locked((*buf).resv) };
-
-        self.note(op);
-        if locked != op.locked() {
+        if unsafe { is_locked((*buf).resv) } != op.locked() {
             self.broken("the locking convention is broken");
         }
+        self.note(op);
         if self.fail.load(Relaxed) == op as u32 {
             return Err(Error::from_errno(self.errno.load(Relaxed)));
         }
@@ -447,6 +458,7 @@ unsafe extern "C" fn mmap(
     if unsafe { (*vma).vm_file != (*buf).file } {
         mock.broken("the mapping is not of the buffer");
     }
+    mock.pgoff.store(unsafe { (*vma).vm_pgoff }, Relaxed);
     result(unsafe { mock.call(Op::Mmap, buf) })
 }
 
@@ -455,7 +467,7 @@ unsafe extern "C" fn vmap(buf: *mut bindings::dma_buf, map: *mut bindings::iosys
 
     unsafe {
         (*map).__bindgen_anon_1.vaddr = mock.memory();
-        (*map).is_iomem = false;
+        (*map).is_iomem = mock.is_iomem.load(Relaxed);
     }
     result(unsafe { mock.call(Op::Vmap, buf) })
 }
@@ -463,7 +475,9 @@ unsafe extern "C" fn vmap(buf: *mut bindings::dma_buf, map: *mut bindings::iosys
 unsafe extern "C" fn vunmap(buf: *mut bindings::dma_buf, map: *mut bindings::iosys_map) {
     let mock = unsafe { Mock::of(buf) };
 
-    if unsafe { (*map).__bindgen_anon_1.vaddr } != mock.memory() {
+    if unsafe { (*map).__bindgen_anon_1.vaddr } != mock.memory()
+        || unsafe { (*map).is_iomem } != mock.is_iomem.load(Relaxed)
+    {
         mock.broken("what is unmapped is not what was mapped");
     }
     let _ = unsafe { mock.call(Op::Vunmap, buf) };
@@ -829,6 +843,13 @@ impl Module {
         Ok(Self(module))
     }
 
+    /// As while it is unloaded.
+    #[cfg(CONFIG_MODULE_UNLOAD)]
+    pub(crate) fn going(self) -> Self {
+        unsafe { (*self.as_ptr()).state = bindings::module_state_MODULE_STATE_GOING };
+        self
+    }
+
     pub(crate) fn as_ptr(&self) -> *mut bindings::module {
         self.0.get()
     }
@@ -868,7 +889,8 @@ unsafe extern "C" fn run<F: FnOnce()>(f: *mut c_void) -> c_int {
     0
 }
 
-/// Runs `f` in another thread. What it borrows by a pointer has to outlive it.
+/// Runs `f` in another thread. What it borrows by a pointer has to outlive it; the code does, as
+/// these tests are never a module.
 pub(crate) fn in_thread<F: FnOnce() + Send + 'static>(f: F) -> Result {
     let f = KBox::new(f, GFP_KERNEL)?;
 
@@ -887,21 +909,23 @@ pub(crate) fn in_thread<F: FnOnce() + Send + 'static>(f: F) -> Result {
     Ok(())
 }
 
-/// Has a fence signalled by another thread, a little later. The mock notes it first.
-pub(crate) fn signal_later(fence: DriverFence, mock: &Arc<Mock>) -> Result {
+/// Has a fence signalled by another thread, a little after the mock is called for `op`. The mock
+/// notes it first.
+pub(crate) fn signal_after(op: Op, fence: DriverFence, mock: &Arc<Mock>) -> Result {
     let mock = mock.clone();
 
     in_thread(move || {
+        eventually(|| mock.ends_with(op));
         fsleep(Delta::from_millis(50));
         mock.note(Op::Signalled);
         fence.signal(Ok(()));
     })
 }
 
-/// Runs `f` with a signal pending.
+/// Runs `f` with a signal pending, so that it waits for nothing.
 pub(crate) fn interrupted<T>(f: impl FnOnce() -> T) -> T {
     const SIGUSR1: c_int = bindings::SIGUSR1 as c_int;
-    /// Lets a kernel thread have the signal (`allow_kernel_signal()`).
+    /// Lets a kernel thread have the signal (`SIG_KTHREAD`, as in `allow_signal()`).
     const ALLOW: usize = 2;
 
     unsafe {
