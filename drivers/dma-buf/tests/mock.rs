@@ -20,6 +20,7 @@ use kernel::{
     },
     page::PAGE_SIZE,
     prelude::*,
+    str::CString,
     sync::{
         atomic::{
             Acquire,
@@ -112,6 +113,8 @@ pub(crate) struct Mock {
     pub(crate) attached: Atomic<usize>,
     pub(crate) listed: Atomic<bool>,
     pub(crate) peer2peer: Atomic<bool>,
+    /// Whether the device of an importer cannot reach the memory.
+    pub(crate) out_of_reach: Atomic<bool>,
     pub(crate) importer: Atomic<usize>,
     /// The references to the module when the buffer was released.
     pub(crate) module: Atomic<usize>,
@@ -123,9 +126,9 @@ pub(crate) struct Mock {
     pub(crate) is_iomem: Atomic<bool>,
 }
 
-// SAFETY: The table is written before the mock is shared.
+// SAFETY: The memory of the table is the mock's, and bound to no thread.
 unsafe impl Send for Mock {}
-// SAFETY: As above.
+// SAFETY: Nobody writes into the table once a buffer is exported; all else is atomic.
 unsafe impl Sync for Mock {}
 
 impl Mock {
@@ -134,6 +137,9 @@ impl Mock {
     }
 
     /// A mock whose table has as many segments, of a page each but for the last, of two.
+    ///
+    /// There is one entry more, as if an IOMMU had merged two of them, and the entries have pages.
+    /// Nobody but the exporter may look at those, so they may be anything.
     pub(crate) fn with_segments(segments: u32) -> Result<Arc<Self>> {
         let mock = Arc::new(
             Self {
@@ -148,6 +154,7 @@ impl Mock {
                 attached: Atomic::new(0),
                 listed: Atomic::new(false),
                 peer2peer: Atomic::new(false),
+                out_of_reach: Atomic::new(false),
                 importer: Atomic::new(0),
                 module: Atomic::new(0),
                 owner_refs: Atomic::new(-1),
@@ -159,11 +166,13 @@ impl Mock {
         )?;
 
         to_result(unsafe {
-            bindings::sg_alloc_table(mock.table(), segments, bindings::GFP_KERNEL)
+            bindings::sg_alloc_table(mock.table(), segments + 1, bindings::GFP_KERNEL)
         })?;
-        let mut sg = unsafe { (*mock.table()).sgl };
-        for i in 0..segments as usize {
-            unsafe {
+        unsafe {
+            (*mock.table()).nents = segments;
+            let mut sg = (*mock.table()).sgl;
+            for i in 0..=segments as usize {
+                (*sg).page_link |= PAGE_SIZE;
                 (*sg).offset = 16;
                 (*sg).length = 32;
                 set_dma(sg, Self::segment(i, segments));
@@ -209,9 +218,15 @@ impl Mock {
         }
     }
 
+    /// Has the test fail; at once if it is the test's thread, else in [`Self::called`].
     fn broken(&self, why: &str) {
+        let test = unsafe { bindings::kunit_get_current_test() };
+
         pr_err!("{}\n", why);
         self.broken.store(true, Relaxed);
+        if !test.is_null() {
+            unsafe { (*test).status = bindings::kunit_status_KUNIT_FAILURE };
+        }
     }
 
     /// Makes the next call for an operation, and all after it, fail.
@@ -377,6 +392,9 @@ unsafe extern "C" fn attach(
         mock.peer2peer.store((*attach).peer2peer, Relaxed);
         mock.importer
             .store((*attach).importer_priv as usize, Relaxed);
+        if mock.out_of_reach.load(Relaxed) {
+            (*attach).peer2peer = false;
+        }
         (*attach).priv_ = (*buf).priv_;
         result(mock.call(Op::Attach, buf))
     }
@@ -390,6 +408,9 @@ unsafe extern "C" fn detach(
 
     mock.listed
         .store(unsafe { !is_empty(&raw const (*buf).attachments) }, Relaxed);
+    if unsafe { (*attach).dmabuf != buf } {
+        mock.broken("the attachment is that of another buffer");
+    }
 }
 
 unsafe extern "C" fn pin(attach: *mut bindings::dma_buf_attachment) -> c_int {
@@ -585,9 +606,10 @@ pub(crate) struct Device(*mut bindings::faux_device);
 
 impl Device {
     pub(crate) fn new() -> Result<Self> {
-        let ptr = unsafe {
-            bindings::faux_device_create(c"dma-buf-kunit".as_char_ptr(), null_mut(), null())
-        };
+        // Of a test that fails, the device stays.
+        static NEXT: Atomic<u32> = Atomic::new(0);
+        let name = CString::try_from_fmt(fmt!("dma-buf-kunit.{}", NEXT.fetch_add(1, Relaxed)))?;
+        let ptr = unsafe { bindings::faux_device_create(name.as_char_ptr(), null_mut(), null()) };
 
         if ptr.is_null() {
             return Err(ENODEV);
@@ -700,9 +722,9 @@ impl Buf {
     }
 
     /// Holds the reservation lock.
-    pub(crate) fn lock(&self) -> Locked {
+    pub(crate) fn lock(&self) -> Locked<'_> {
         unsafe { bindings::dma_resv_lock(self.resv(), null_mut()) };
-        Locked(self.resv())
+        Locked(self)
     }
 
     pub(crate) fn is_locked(&self) -> bool {
@@ -719,19 +741,19 @@ impl Buf {
     }
 
     /// Calls `dma_buf_attach()`.
-    pub(crate) fn attach(&self, device: &Device) -> Result<Attachment<'_>> {
+    pub(crate) fn attach<'a>(&'a self, device: &'a Device) -> Result<Attachment<'a>> {
         let ptr = from_err_ptr(unsafe { bindings::dma_buf_attach(self.ptr, device.as_ptr()) })?;
 
         Ok(Attachment { ptr, buf: self })
     }
 
     /// Calls `dma_buf_dynamic_attach()`.
-    pub(crate) fn attach_dynamic(
-        &self,
-        device: &Device,
+    pub(crate) fn attach_dynamic<'a>(
+        &'a self,
+        device: &'a Device,
         ops: &'static bindings::dma_buf_attach_ops,
         data: usize,
-    ) -> Result<Attachment<'_>> {
+    ) -> Result<Attachment<'a>> {
         let ptr = from_err_ptr(unsafe {
             bindings::dma_buf_dynamic_attach(self.ptr, device.as_ptr(), ops, data as *mut c_void)
         })?;
@@ -749,11 +771,11 @@ impl Drop for Buf {
 }
 
 /// The reservation lock, held.
-pub(crate) struct Locked(*mut bindings::dma_resv);
+pub(crate) struct Locked<'a>(&'a Buf);
 
-impl Drop for Locked {
+impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        unsafe { bindings::dma_resv_unlock(self.0) };
+        unsafe { bindings::dma_resv_unlock(self.0.resv()) };
     }
 }
 
@@ -889,9 +911,12 @@ unsafe extern "C" fn run<F: FnOnce()>(f: *mut c_void) -> c_int {
     0
 }
 
-/// Runs `f` in another thread. What it borrows by a pointer has to outlive it; the code does, as
-/// these tests are never a module.
-pub(crate) fn in_thread<F: FnOnce() + Send + 'static>(f: F) -> Result {
+/// Runs `f` in another thread. The code is there for as long, as these tests are never a module.
+///
+/// # Safety
+///
+/// What `f` has addresses of, as numbers, must outlive it.
+pub(crate) unsafe fn in_thread<F: FnOnce() + Send + 'static>(f: F) -> Result {
     let f = KBox::new(f, GFP_KERNEL)?;
 
     let data = KBox::into_raw(f);
@@ -914,12 +939,15 @@ pub(crate) fn in_thread<F: FnOnce() + Send + 'static>(f: F) -> Result {
 pub(crate) fn signal_after(op: Op, fence: DriverFence, mock: &Arc<Mock>) -> Result {
     let mock = mock.clone();
 
-    in_thread(move || {
-        eventually(|| mock.ends_with(op));
-        fsleep(Delta::from_millis(50));
-        mock.note(Op::Signalled);
-        fence.signal(Ok(()));
-    })
+    // SAFETY: It owns what it uses.
+    unsafe {
+        in_thread(move || {
+            eventually(|| mock.ends_with(op));
+            fsleep(Delta::from_millis(50));
+            mock.note(Op::Signalled);
+            fence.signal(Ok(()));
+        })
+    }
 }
 
 /// Runs `f` with a signal pending, so that it waits for nothing.
