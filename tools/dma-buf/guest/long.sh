@@ -8,14 +8,6 @@ mkdir -p $out
 
 modprobe -a vgem vivid vim2m rust_dma_buf rust_vivid rust_vim2m || exit 1
 
-# dma_api VALUE: whether the checks of the DMA API tell all errors (1), or none (0).
-dma_api() {
-	local i
-	for i in all_errors num_errors; do
-		[ ! -e /sys/kernel/debug/dma-api/$i ] || echo "$1" >/sys/kernel/debug/dma-api/$i
-	done
-}
-
 # leaks: what kmemleak finds, in three scans. It ends itself when it is out of memory.
 leaks() {
 	local file=/sys/kernel/debug/kmemleak i scans=0
@@ -29,7 +21,10 @@ leaks() {
 
 case $1 in
 stress)
-	dma_api 1
+	# All errors of the DMA API are to be told, not only the first.
+	for i in all_errors num_errors; do
+		[ ! -e /sys/kernel/debug/dma-api/$i ] || echo 1 >/sys/kernel/debug/dma-api/$i
+	done
 	$programs/dma-buf/dmabuf_stress -t "$2" 2>&1 | tee $out/stress.log
 	rc=${PIPESTATUS[0]}
 	leaks >$out/leaks
@@ -39,8 +34,6 @@ stress)
 	echo "$rc" >$out/stress.rc
 	;;
 fuzz)
-	# udmabuf, the heaps and videobuf2 break rules of the DMA API, see dmabuf_defects.c.
-	dma_api 0
 	$programs/dmabuf-fuzz --seed "$2" --calls "$3" --log $out/fuzz.calls >$out/fuzz.log 2>&1
 	rc=$?
 	leaks >$out/leaks
