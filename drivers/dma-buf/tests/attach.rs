@@ -372,8 +372,8 @@ mod tests {
         Ok(())
     }
 
-    /// To attach was the time to say that a device cannot get at the memory: the core warns. The one
-    /// in C does so once.
+    /// To attach was the time to say that a device cannot get at the memory: the core warns. The
+    /// one in C does so once.
     #[test]
     fn pin_for_a_mapping_is_too_late_for_ebusy() -> Result {
         let device = Device::new()?;
