@@ -759,6 +759,14 @@ mod tests {
                 unsafe { bindings::get_device(dev) };
             }
         }
+
+        /// Attaches the device itself.
+        fn attach<'a>(&'a self, buf: &'a Buf) -> Result<Attachment<'a>> {
+            let dev = unsafe { &raw mut (*self.pci).dev };
+            let ptr = from_err_ptr(unsafe { bindings::dma_buf_attach(buf.ptr, dev) })?;
+
+            Ok(Attachment { ptr, buf })
+        }
     }
 
     #[cfg(CONFIG_PCI_P2PDMA)]
@@ -824,12 +832,7 @@ mod tests {
     #[cfg(CONFIG_PCI_P2PDMA)]
     fn own_memory(memory: &PciMemory) -> Result<bool> {
         let buf = Buf::new(&FIXED)?;
-        let attachment =
-            from_err_ptr(unsafe { bindings::dma_buf_attach(buf.ptr, &raw mut (*memory.pci).dev) })?;
-        let attachment = Attachment {
-            ptr: attachment,
-            buf: &buf,
-        };
+        let attachment = memory.attach(&buf)?;
         let mut ranges = RANGES;
 
         let table = device_table(&attachment, memory.provider, &mut ranges)?;
@@ -860,12 +863,7 @@ mod tests {
             return skip(c"needs a PCI device that has memory");
         };
         let buf = Buf::new(&FIXED)?;
-        let attachment =
-            from_err_ptr(unsafe { bindings::dma_buf_attach(buf.ptr, &raw mut (*memory.pci).dev) })?;
-        let attachment = Attachment {
-            ptr: attachment,
-            buf: &buf,
-        };
+        let attachment = memory.attach(&buf)?;
 
         let good = own_memory(&memory);
         let empty = device_table(&attachment, memory.provider, &mut []).err();
