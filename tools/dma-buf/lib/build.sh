@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
 # Kernels and guest programs.
 
-# kmake OUT ARGUMENT...: make in the series' tree, with output in OUT.
+# kmake OUT ARGUMENT...: make in the series' tree, with output in OUT. A guest goes first.
 kmake() {
 	local out=$1
 	shift
-	(cd "$TREE" && in_tools make -j "$(nproc)" ARCH=arm64 LLVM=1 LOCALVERSION= CC="ccache clang" \
-		KBUILD_BUILD_USER=workbench KBUILD_BUILD_HOST=workbench \
+	(cd "$TREE" && in_tools nice -n 19 make -j "$(nproc)" ARCH=arm64 LLVM=1 LOCALVERSION= \
+		CC="ccache clang" KBUILD_BUILD_USER=workbench KBUILD_BUILD_HOST=workbench \
 		KBUILD_BUILD_TIMESTAMP=2026-01-01 O="$out" "$@")
 }
 

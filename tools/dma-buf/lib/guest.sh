@@ -22,7 +22,8 @@ boot_guest() {
 		sleep 0.2
 		if [ $((SECONDS - last)) -ge 30 ]; then
 			last=$SECONDS
-			say "    ... $((SECONDS - began)) s: $(tr -d '\r' <"$log" | grep -a . | tail -n 1 | cut -c1-90)"
+			say "    ... $(basename "$log" .log), $((SECONDS - began)) s:" \
+				"$(tr -d '\r' <"$log" | grep -a . | tail -n 1 | cut -c1-75)"
 		fi
 	done
 	wait "$pid" || rc=$?

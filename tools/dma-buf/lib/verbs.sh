@@ -318,7 +318,7 @@ run_kunit() {
 		CONFIG_RUST_KERNEL_DOCTESTS=y
 	CONFIG
 	# shellcheck disable=SC2086
-	(cd "$TREE" && in_tools ./tools/testing/kunit/kunit.py run --arch="$arch" \
+	(cd "$TREE" && in_tools nice -n 19 ./tools/testing/kunit/kunit.py run --arch="$arch" \
 		--kunitconfig "$out/workbench.kunitconfig" --build_dir "$out" --timeout "${KUNIT_TIMEOUT:-300}" \
 		--make_options LLVM=1 "${args[@]}" --raw_output=kunit ${KUNIT_GLOB:+"$KUNIT_GLOB"})
 }
@@ -396,16 +396,22 @@ tap_suite() {
 	! grep -q '^fail' "$results/$name" || grep '^# ' "$tap" >&2 || true
 }
 
-guest_suites() {
-	local core=$1 results=$CACHE/results/$1 console=$CACHE/log/console-$1.log
-	build "$core" debug
+# prepare_guest CORE: all that the guest with the suites wants. guest_suites boots it.
+prepare_guest() {
+	build "$1" debug
 	build_programs
 	build_fuzz
 	get_rootfs
-	prepare_work "$core" debug
+	prepare_work "$1" debug
 	echo '. /bench/tests.sh' >"$WORK/job"
+}
+
+guest_suites() {
+	local core=$1 results=$CACHE/results/$1 console=$CACHE/log/console-$1.log
+	IMAGE=$CACHE/images/$core-debug
+	WORK=$CACHE/work-$core-debug
 	say "test: booting, $core core"
-	if ! boot_guest "$console" 1800; then
+	if ! boot_guest "$console" 2400; then
 		printf 'fail\tthe guest ran to its end\n' >"$results/boot"
 	fi
 	read_suites "$WORK/out" "$results"
@@ -459,14 +465,21 @@ verb_test() {
 
 	wanted() { [ -z "$only" ] || [ "$only" = "$1" ]; }
 	! wanted series || tap_suite "$results/both" series series_check
+	# What else there is to build and to check is done beside a guest, which leaves most of the second
+	# processor idle.
 	for core in "${cores[@]}"; do
-		! wanted guest || attempt "$results/$core" guest guest_suites "$core"
+		if wanted guest; then
+			attempt "$results/$core" guest prepare_guest "$core"
+			wait
+			[ -e "$results/$core/guest" ] || attempt "$results/$core" guest guest_suites "$core" &
+		fi
 		! wanted kunit || tap_suite "$results/$core" kunit-um kunit_um "$core"
 		[ "$core" != rust ] || ! wanted compile || {
 			tap_suite "$results/both" compile compile_suite
 			tap_suite "$results/both" gallery gallery_checks
 		}
 	done
+	wait
 
 	[ ${#cores[@]} = 1 ] || compare_fuzz "$CACHE"/log/suites-{c,rust}/fuzz.calls "$results/both"
 
