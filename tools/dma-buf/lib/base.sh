@@ -89,4 +89,16 @@ open_cache() {
 	mkdir -p "$CACHE/log"
 	exec 9>"$CACHE/lock"
 	flock -n 9 || die "another run is using $CACHE" "wait for it, or use --cache DIR"
+	LOCKED=$CACHE/lock
+}
+
+# stop_all: what runs in the background does not hear of Ctrl-C. All that has the lock open is of this run.
+stop_all() {
+	local fd pid
+	trap '' TERM
+	[ -n "${LOCKED:-}" ] || return 0
+	for fd in /proc/[0-9]*/fd/9; do
+		pid=${fd#/proc/}
+		[ ! "$fd" -ef "$LOCKED" ] || kill "${pid%%/*}" 2>/dev/null || true
+	done
 }

@@ -15,7 +15,7 @@ rust_tool() {
 	cmd=$(sed -n 's/^savedcmd_[^ ]* := //p' "$out/$(dirname "$object")/.$(basename "$object").o.cmd" |
 		sed -E "s/ (clippy-driver|rustc) / $tool /; s/--emit=[^ ]*//g; s/--out-dir [^ ]*//; s/;.*//")
 	[ -n "$cmd" ] || { echo "error: $object was not built"; return 1; }
-	(cd "$out" && in_tools sh -c "RUSTC_BOOTSTRAP=1 CLIPPY_CONF_DIR=$TREE $cmd $*")
+	(cd "$out" && in_tools nice -n 19 sh -c "RUSTC_BOOTSTRAP=1 CLIPPY_CONF_DIR=$TREE $cmd $*")
 }
 
 rust_files() {

@@ -13,7 +13,7 @@ gallery_rustc() {
 		sed -E "s/;.*//; s/ (clippy-driver|rustc) / rustc /; s/--emit=[^ ]*//g; s/--out-dir [^ ]*//
 			s#--extern kernel #--extern kernel=$GALLERY_LIB/libkernel.rmeta #
 			s# [^ ]*/dma_buf\.rs( |\$)# #")
-	(cd "$out" && in_tools sh -c "RUSTC_BOOTSTRAP=1 $cmd --crate-name ${name//-/_} \
+	(cd "$out" && in_tools nice -n 19 sh -c "RUSTC_BOOTSTRAP=1 $cmd --crate-name ${name//-/_} \
 		--error-format=short --emit=metadata=$CACHE/gallery/out.rmeta $* $file")
 }
 

@@ -89,7 +89,7 @@ verb_mutate() {
 	done >"$results/list"
 	total=$(wc -l <"$results/list")
 	[ "$total" -gt 0 ] || die "there are no mutants $*"
-	trap 'git -C "$TREE" checkout -q -- drivers/dma-buf/rust' EXIT
+	trap 'stop_all; git -C "$TREE" checkout -q -- drivers/dma-buf/rust' EXIT
 
 	say "mutate: without a fault"
 	in_kunit "$results/none"

@@ -480,6 +480,10 @@ verb_test() {
 		}
 	done
 	wait
+	for core in "${cores[@]}"; do
+		! wanted guest || [ -e "$results/$core/console" ] || [ -e "$results/$core/guest" ] ||
+			printf 'fail\t(no results of this guest)\n' >"$results/$core/guest"
+	done
 
 	[ ${#cores[@]} = 1 ] || compare_fuzz "$CACHE"/log/suites-{c,rust}/fuzz.calls "$results/both"
 
