@@ -25,6 +25,7 @@ use kernel::{
         },
         File, //
     },
+    io::ResourceSize,
     ioctl::{
         _IOW,
         _IOWR, //
@@ -70,6 +71,9 @@ const FILL: u32 = _IOW::<[u64; 2]>('|' as u32, 0x92);
 /// many milliseconds as the second, 10000 at most: a slow driver, for tests of who waits for it.
 const HOLD: u32 = _IOW::<[u64; 2]>('|' as u32, 0x93);
 
+/// How much is copied at a time.
+const CHUNK: usize = 4096;
+
 /// What an exporter needs for one buffer. The memory is all there is.
 struct Buffer(Arc<Memory>);
 
@@ -108,25 +112,22 @@ impl Importer {
         let mapping = buf
             .attach(self.device.as_ref().as_ref())?
             .map(DataDirection::ToDevice)?;
-        let mapped: u64 = mapping.table().iter().map(|entry| entry.dma_len()).sum();
+        let mapped: ResourceSize = mapping.table().iter().map(|entry| entry.dma_len()).sum();
 
         drop(mapping);
-        if mapped < buf.size() as u64 {
+        if usize::try_from(mapped)? < buf.size() {
             return Err(EIO);
         }
 
         let access = buf.cpu_access::<cpu::Read>()?;
-        let mut chunk = KVec::from_elem(0u8, 4096, GFP_KERNEL)?;
+        let mut chunk = KVec::from_elem(0u8, CHUNK, GFP_KERNEL)?;
         let mut sum = 0u64;
 
-        for offset in (0..buf.size()).step_by(chunk.len()) {
-            let len = chunk.len().min(buf.size() - offset);
+        for offset in (0..buf.size()).step_by(CHUNK) {
+            let chunk = chunk.get_mut(..CHUNK.min(buf.size() - offset)).ok_or(EIO)?;
 
-            access.copy_to_slice(offset, &mut chunk[..len])?;
-            sum += chunk[..len]
-                .iter()
-                .map(|byte| u64::from(*byte))
-                .sum::<u64>();
+            access.copy_to_slice(offset, chunk)?;
+            sum += chunk.iter().map(|byte| u64::from(*byte)).sum::<u64>();
         }
         // Dropping would do as well, but only this tells of errors.
         access.finish()?;
@@ -135,11 +136,13 @@ impl Importer {
 
     fn fill(&self, fd: u64, byte: u64) -> Result {
         let buf = DmaBuf::get(fd.try_into().map_err(|_| EBADF)?)?;
-        let chunk = KVec::from_elem(u8::try_from(byte)?, 4096, GFP_KERNEL)?;
+        let chunk = KVec::from_elem(u8::try_from(byte)?, CHUNK, GFP_KERNEL)?;
         let access = buf.cpu_access::<cpu::Write>()?;
 
-        for offset in (0..buf.size()).step_by(chunk.len()) {
-            access.copy_from_slice(offset, &chunk[..chunk.len().min(buf.size() - offset)])?;
+        for offset in (0..buf.size()).step_by(CHUNK) {
+            let chunk = chunk.get(..CHUNK.min(buf.size() - offset)).ok_or(EIO)?;
+
+            access.copy_from_slice(offset, chunk)?;
         }
         access.finish()
     }

@@ -146,7 +146,7 @@ impl Stream {
                 src.copy_to_slice(src_y * src_stride, &mut src_data)?;
                 decode(from.format(), &src_data, &mut src_line)?;
                 for (x, pixel) in dst_line.iter_mut().enumerate() {
-                    *pixel = src_line[x * src_width / dst_width];
+                    *pixel = *src_line.get(x * src_width / dst_width).ok_or(EIO)?;
                 }
                 if hflip {
                     dst_line.reverse();

@@ -64,6 +64,8 @@ use kernel::{
     },
 };
 
+use core::num::NonZeroUsize;
+
 mod rust_v4l2_rgb;
 use rust_v4l2_rgb::{
     encode,
@@ -409,7 +411,7 @@ impl Canvas {
             let kind = if from_top < band || from_top >= height - band {
                 Line::Number
             } else if pattern == VERTICAL_RAMP {
-                Line::Pattern(i32::try_from(192 * from_top / height)?)
+                Line::Pattern(i32::try_from(192 * from_top / at_least_one(height))?)
             } else {
                 Line::Pattern(0)
             };
@@ -429,8 +431,8 @@ impl Canvas {
 
     /// Draws one line.
     fn draw(&mut self, picture: &Picture, kind: Line, pattern: i32, sequence: u32) {
-        let width = self.line.len();
-        let cell = (width / CELLS).max(1);
+        let width = at_least_one(self.line.len());
+        let cell = at_least_one(self.line.len() / CELLS);
         let brightness = picture.brightness.load(Relaxed) - 128;
         let moving = sequence as usize % CELLS;
 
@@ -443,7 +445,7 @@ impl Canvas {
                 Line::Pattern(_) if column == moving => WHITE,
                 Line::Pattern(darker) => {
                     let color = match pattern {
-                        COLOUR_BARS => BARS[x * BARS.len() / width],
+                        COLOUR_BARS => BARS[(x * BARS.len() / width).min(BARS.len() - 1)],
                         HORIZONTAL_RAMP => [(x * 192 / width).to_le_bytes()[0]; 3],
                         _ => [192; 3],
                     };
@@ -493,6 +495,11 @@ impl Canvas {
         }
         Ok(())
     }
+}
+
+/// What can be divided by. No frame is without width or height.
+fn at_least_one(value: usize) -> NonZeroUsize {
+    NonZeroUsize::new(value).unwrap_or(NonZeroUsize::MIN)
 }
 
 /// The luma and the chroma of a pixel: Y, Cb, Cr as of BT.601, of limited range.

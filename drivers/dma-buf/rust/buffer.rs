@@ -56,7 +56,10 @@ use kernel::{
 
 use core::{
     mem::ManuallyDrop,
-    ptr::NonNull, //
+    ptr::{
+        null_mut,
+        NonNull, //
+    },
 };
 
 /// A shared buffer (`struct dma_buf`).
@@ -69,7 +72,7 @@ use core::{
 /// - The file has a reference for as long as a `&Buffer` lives, and so has everything that the
 ///   buffer keeps.
 /// - [`Buffer::init`] filled the structure in; `size`, `file`, `exp_name`, `owner` and `resv` have
-///   not changed since.
+///   not changed since. [`Buffer::release`] takes `file` away.
 /// - `ops` points to the operations of the exporter, which live for as long as `owner` is
 ///   referenced. The exporter may point it to another table.
 /// - `name` is NULL or a string from the kernel allocator, and changes under `name_lock`.
@@ -219,16 +222,23 @@ impl Buffer {
         // SAFETY: Nobody else has a reference, so nobody changes these.
         let (vmaps, pending, ops) =
             unsafe { ((*raw).vmapping_counter, poll::is_pending(raw), &*(*raw).ops) };
-        if warn_on!(vmaps != 0) || warn_on!(pending) {
-            // SAFETY: The buffer is never freed. Its file is about to be, so who still believes to
-            // have a reference must not find it.
-            unsafe { (*raw).file = core::ptr::null_mut() };
-            return false;
+        let in_use = warn_on!(vmaps != 0) || warn_on!(pending);
+
+        if !in_use {
+            if let Some(release) = ops.release {
+                // SAFETY: The exporter's `release` takes a buffer without references, once.
+                unsafe { release(raw) };
+            }
         }
 
-        if let Some(release) = ops.release {
-            // SAFETY: The exporter's `release` takes a buffer without references, once.
-            unsafe { release(raw) };
+        // The memory of a file is reused at once, so who still believes to have a reference must not
+        // find it. Not before, as exporters look at it, as long as an `O_PATH` descriptor may keep
+        // them from being told: that is what `registry::has()` is for.
+        //
+        // SAFETY: Nobody else has a reference.
+        unsafe { (*raw).file = null_mut() };
+        if in_use {
+            return false;
         }
 
         // SAFETY: Nobody else has a reference. The embedded reservation object was initialised by

@@ -7,7 +7,8 @@
 //! C callers become references or owners; what they point to is the callers' promise, by the
 //! convention of that file ("DOC: locking convention").
 //!
-//! A NULL where the interface wants a pointer gets a warning and an error, as in C.
+//! A NULL where the interface wants a pointer gets a warning and an error, as in C, and so does a
+//! buffer that has no references any more.
 
 use kernel::{
     bindings,
@@ -69,23 +70,51 @@ fn into_ptr(buf: Option<ARef<Buffer>>) -> *mut bindings::dma_buf {
     buf.map_or(null_mut(), |buf| ARef::into_raw(buf).cast().as_ptr())
 }
 
+/// Whether there is a buffer that can be used: one whose last reference is not gone.
+///
 /// # Safety
 ///
-/// `buf` must be NULL or a buffer that stays referenced for `'a`.
-unsafe fn buffer<'a>(buf: *mut bindings::dma_buf) -> Option<&'a Buffer> {
-    if warn_on!(buf.is_null()) {
-        return None;
-    }
+/// `buf` must be NULL, or point to what is, or was, a buffer, and has not been freed.
+unsafe fn usable(buf: *mut bindings::dma_buf) -> bool {
     // SAFETY: By the safety requirements.
-    Some(unsafe { Buffer::from_raw(buf) })
+    !buf.is_null() && unsafe { registry::has(buf) }
 }
 
 /// # Safety
 ///
-/// `attach` must be NULL or an attachment that is not detached during `'a`.
+/// `buf` must be NULL, a buffer that stays referenced for `'a`, or one without references that has
+/// not been freed.
+unsafe fn buffer<'a>(buf: *mut bindings::dma_buf) -> Option<&'a Buffer> {
+    // SAFETY: By the safety requirements.
+    let usable = unsafe { usable(buf) };
+
+    if warn_on!(!usable) {
+        return None;
+    }
+    // SAFETY: By the safety requirements. It is registered, so it has not lost its file.
+    Some(unsafe { Buffer::from_raw(buf) })
+}
+
+/// As [`buffer()`], for a reference that passes to the callee.
+///
+/// # Safety
+///
+/// As for [`buffer()`], and if there is a buffer, the caller has a reference, which it gives away.
+unsafe fn owned(buf: *mut bindings::dma_buf) -> Option<ARef<Buffer>> {
+    // SAFETY: By the safety requirements.
+    let buf = unsafe { buffer(buf) }?;
+
+    // SAFETY: By the safety requirements the reference passes to the result.
+    Some(unsafe { ARef::from_raw(NonNull::from(buf)) })
+}
+
+/// # Safety
+///
+/// `attach` must be NULL or an attachment that is not detached during `'a`, to a buffer as for
+/// [`buffer()`].
 unsafe fn attachment<'a>(attach: *mut bindings::dma_buf_attachment) -> Option<&'a Attachment> {
     // SAFETY: By the safety requirements.
-    let usable = !attach.is_null() && unsafe { !(*attach).dmabuf.is_null() };
+    let usable = !attach.is_null() && unsafe { usable((*attach).dmabuf) };
 
     if warn_on!(!usable) {
         return None;
@@ -131,11 +160,13 @@ unsafe extern "C" fn dma_buf_iter_begin() -> *mut bindings::dma_buf {
 
 /// # Safety
 ///
-/// `dmabuf` must be a buffer; the caller's reference passes to the callee.
+/// `dmabuf` must be NULL or a buffer; the caller's reference passes to the callee.
 #[export]
 unsafe extern "C" fn dma_buf_iter_next(dmabuf: *mut bindings::dma_buf) -> *mut bindings::dma_buf {
     // SAFETY: By the safety requirements.
-    let buf: ARef<Buffer> = unsafe { ARef::from_raw(NonNull::new_unchecked(dmabuf.cast())) };
+    let Some(buf) = (unsafe { owned(dmabuf) }) else {
+        return null_mut();
+    };
 
     trace::put(&buf);
     into_ptr(registry::after(buf))
@@ -143,42 +174,49 @@ unsafe extern "C" fn dma_buf_iter_next(dmabuf: *mut bindings::dma_buf) -> *mut b
 
 /// # Safety
 ///
-/// `exp_info` must point to what `struct dma_buf_export_info` says.
+/// `exp_info` must be NULL or point to what `struct dma_buf_export_info` says.
 #[export]
 unsafe extern "C" fn dma_buf_export(
     exp_info: *const bindings::dma_buf_export_info,
 ) -> *mut bindings::dma_buf {
+    if warn_on!(exp_info.is_null()) {
+        return EINVAL.to_ptr();
+    }
     // SAFETY: By the safety requirements.
     ptr_or_err(unsafe { Buffer::export(&*exp_info) }.map(|buf| ARef::into_raw(buf).cast()))
 }
 
+/// There is no warning for NULL, as in C.
+///
 /// # Safety
 ///
 /// `dmabuf` must be NULL or a buffer; on success the caller's reference passes to the descriptor.
 #[export]
 unsafe extern "C" fn dma_buf_fd(dmabuf: *mut bindings::dma_buf, flags: c_int) -> c_int {
-    let Some(buf) = NonNull::new(dmabuf.cast::<Buffer>()) else {
+    // SAFETY: By the safety requirements.
+    if !unsafe { usable(dmabuf) } {
         return EINVAL.to_errno();
-    };
+    }
 
     // SAFETY: By the safety requirements; on failure the reference stays the caller's.
-    let buf = ManuallyDrop::new(unsafe { ARef::from_raw(buf) });
+    let buf = ManuallyDrop::new(unsafe { ARef::from_raw(NonNull::new_unchecked(dmabuf.cast())) });
     Buffer::into_fd(buf, flags).unwrap_or_else(Error::to_errno)
 }
 
 /// # Safety
 ///
-/// `dmabuf` must be a buffer and `fd` a descriptor that is reserved; the caller's references to
-/// both pass on.
+/// `dmabuf` must be NULL or a buffer and `fd` a descriptor that is reserved; the caller's
+/// references to both pass on.
 #[export]
 unsafe extern "C" fn dma_buf_fd_install(dmabuf: *mut bindings::dma_buf, fd: c_int) {
-    // SAFETY: By the safety requirements. The buffer is not touched after this.
-    unsafe {
-        let buf = Buffer::from_raw(dmabuf);
+    // SAFETY: By the safety requirements.
+    let Some(buf) = (unsafe { buffer(dmabuf) }) else {
+        return;
+    };
 
-        trace::fd(buf, fd);
-        bindings::fd_install(fd as u32, buf.file());
-    }
+    trace::fd(buf, fd);
+    // SAFETY: By the safety requirements. The buffer is not touched after this.
+    unsafe { bindings::fd_install(fd as u32, buf.file()) };
 }
 
 /// # Safety
@@ -195,15 +233,9 @@ unsafe extern "C" fn dma_buf_get(fd: c_int) -> *mut bindings::dma_buf {
 #[export]
 unsafe extern "C" fn dma_buf_put(dmabuf: *mut bindings::dma_buf) {
     // SAFETY: By the safety requirements.
-    let usable = !dmabuf.is_null() && unsafe { !(*dmabuf).file.is_null() };
-
-    if warn_on!(!usable) {
-        return;
+    if let Some(buf) = unsafe { owned(dmabuf) } {
+        trace::put(&buf);
     }
-    // SAFETY: By the safety requirements.
-    let buf: ARef<Buffer> = unsafe { ARef::from_raw(NonNull::new_unchecked(dmabuf.cast())) };
-
-    trace::put(&buf);
 }
 
 /// # Safety
@@ -217,13 +249,15 @@ unsafe extern "C" fn dma_buf_dynamic_attach(
     importer_ops: *const bindings::dma_buf_attach_ops,
     importer_priv: *mut c_void,
 ) -> *mut bindings::dma_buf_attachment {
-    if warn_on!(dmabuf.is_null() || dev.is_null()) {
+    // SAFETY: By the safety requirements.
+    let Some(buf) = (unsafe { buffer(dmabuf) }) else {
+        return EINVAL.to_ptr();
+    };
+    if warn_on!(dev.is_null()) {
         return EINVAL.to_ptr();
     }
     // SAFETY: By the safety requirements.
-    ptr_or_err(unsafe {
-        attachment::attach(Buffer::from_raw(dmabuf), dev, importer_ops, importer_priv)
-    })
+    ptr_or_err(unsafe { attachment::attach(buf, dev, importer_ops, importer_priv) })
 }
 
 /// # Safety
@@ -247,27 +281,31 @@ unsafe extern "C" fn dma_buf_detach(
     dmabuf: *mut bindings::dma_buf,
     attach: *mut bindings::dma_buf_attachment,
 ) {
-    let Some(attach) = NonNull::new(attach) else {
+    // SAFETY: By the safety requirements.
+    let Some(buf) = (unsafe { buffer(dmabuf) }) else {
+        return;
+    };
+    let attached_here = NonNull::new(attach)
+        // SAFETY: By the safety requirements.
+        .filter(|attach| unsafe { (*attach.as_ptr()).dmabuf } == dmabuf);
+    let Some(attach) = attached_here else {
         warn_on!(true);
         return;
     };
-    // SAFETY: By the safety requirements.
-    let attached_to = unsafe { (*attach.as_ptr()).dmabuf };
 
-    if warn_on!(dmabuf.is_null() || dmabuf != attached_to) {
-        return;
-    }
     // SAFETY: By the safety requirements.
-    unsafe { attachment::detach(Buffer::from_raw(dmabuf), attach) };
+    unsafe { attachment::detach(buf, attach) };
 }
 
 /// # Safety
 ///
-/// `attach` must be an attachment whose reservation lock is held.
+/// `attach` must be NULL or an attachment whose reservation lock is held.
 #[export]
 unsafe extern "C" fn dma_buf_pin(attach: *mut bindings::dma_buf_attachment) -> c_int {
     // SAFETY: By the safety requirements.
-    let attach = unsafe { Attachment::from_raw(attach) };
+    let Some(attach) = (unsafe { attachment(attach) }) else {
+        return EINVAL.to_errno();
+    };
 
     attachment::warn_if_static(attach);
     // SAFETY: By the safety requirements.
@@ -276,11 +314,13 @@ unsafe extern "C" fn dma_buf_pin(attach: *mut bindings::dma_buf_attachment) -> c
 
 /// # Safety
 ///
-/// `attach` must be an attachment whose reservation lock is held, and pinned.
+/// `attach` must be NULL or an attachment whose reservation lock is held, and pinned.
 #[export]
 unsafe extern "C" fn dma_buf_unpin(attach: *mut bindings::dma_buf_attachment) {
     // SAFETY: By the safety requirements.
-    let attach = unsafe { Attachment::from_raw(attach) };
+    let Some(attach) = (unsafe { attachment(attach) }) else {
+        return;
+    };
 
     attachment::warn_if_static(attach);
     // SAFETY: By the safety requirements.
@@ -337,7 +377,10 @@ unsafe extern "C" fn dma_buf_unmap_attachment(
     might_sleep();
 
     // SAFETY: By the safety requirements.
-    let (Some(attach), Some(sgt)) = (unsafe { attachment(attach) }, table(sg_table)) else {
+    let Some(attach) = (unsafe { attachment(attach) }) else {
+        return;
+    };
+    let Some(sgt) = table(sg_table) else {
         return;
     };
     // SAFETY: By the safety requirements.
@@ -356,7 +399,10 @@ unsafe extern "C" fn dma_buf_unmap_attachment_unlocked(
     might_sleep();
 
     // SAFETY: By the safety requirements.
-    let (Some(attach), Some(sgt)) = (unsafe { attachment(attach) }, table(sg_table)) else {
+    let Some(attach) = (unsafe { attachment(attach) }) else {
+        return;
+    };
+    let Some(sgt) = table(sg_table) else {
         return;
     };
     // SAFETY: By the safety requirements.
@@ -372,20 +418,23 @@ fn table(sgt: *mut bindings::sg_table) -> Option<NonNull<bindings::sg_table>> {
 
 /// # Safety
 ///
-/// `attach` must be an attachment, or the half-made one that an exporter's attach gets.
+/// `attach` must be NULL, an attachment, or the half-made one that an exporter's attach gets.
 #[export]
 unsafe extern "C" fn dma_buf_attach_revocable(attach: *mut bindings::dma_buf_attachment) -> bool {
     // SAFETY: By the safety requirements.
-    unsafe { Attachment::from_raw(attach) }.is_revocable()
+    unsafe { attachment(attach) }.is_some_and(Attachment::is_revocable)
 }
 
 /// # Safety
 ///
-/// `dmabuf` must be a buffer whose reservation lock is held.
+/// `dmabuf` must be NULL or a buffer whose reservation lock is held.
 #[export]
 unsafe extern "C" fn dma_buf_invalidate_mappings(dmabuf: *mut bindings::dma_buf) {
     // SAFETY: By the safety requirements.
-    attachment::invalidate_mappings(unsafe { Buffer::from_raw(dmabuf).assume_locked() });
+    if let Some(buf) = unsafe { buffer(dmabuf) } {
+        // SAFETY: By the safety requirements.
+        attachment::invalidate_mappings(unsafe { buf.assume_locked() });
+    }
 }
 
 /// # Safety
@@ -427,11 +476,15 @@ unsafe extern "C" fn dma_buf_mmap(
     vma: *mut bindings::vm_area_struct,
     pgoff: usize,
 ) -> c_int {
-    if warn_on!(dmabuf.is_null() || vma.is_null()) {
+    // SAFETY: By the safety requirements.
+    let Some(buf) = (unsafe { buffer(dmabuf) }) else {
+        return EINVAL.to_errno();
+    };
+    if warn_on!(vma.is_null()) {
         return EINVAL.to_errno();
     }
     // SAFETY: By the safety requirements.
-    errno(unsafe { file::mmap_into(Buffer::from_raw(dmabuf), vma, pgoff) })
+    errno(unsafe { file::mmap_into(buf, vma, pgoff) })
 }
 
 /// # Safety

@@ -60,8 +60,12 @@ impl List {
     ///
     /// The buffer must be on the list.
     unsafe fn remove(&mut self, buf: *mut bindings::dma_buf) {
-        // SAFETY: The lock is held by the type invariant; the rest by the safety requirements.
-        unsafe { bindings::list_del(&raw mut (*buf).list_node) };
+        // SAFETY: The lock is held by the type invariant; the rest by the safety requirements. The
+        // pointer is what `has()` looks at.
+        unsafe {
+            bindings::list_del(&raw mut (*buf).list_node);
+            (&raw mut (*buf).list_node.next).write_volatile(null_mut());
+        }
     }
 
     /// The next buffer, or the first, that is not about to be released.
@@ -123,6 +127,20 @@ pub(crate) unsafe fn add(buf: &Buffer) {
 pub(crate) unsafe fn remove(buf: *mut bindings::dma_buf) {
     // SAFETY: By the safety requirements.
     unsafe { LIST.lock().remove(buf) };
+}
+
+/// Whether a buffer is registered. It is from its export to its last reference, and all that time
+/// its file is its own.
+///
+/// # Safety
+///
+/// `buf` must point to what is, or was, a buffer, and has not been freed.
+pub(crate) unsafe fn has(buf: *mut bindings::dma_buf) -> bool {
+    // Others may write the pointer at the same time, but not between NULL and something else while
+    // the caller has a reference.
+    //
+    // SAFETY: By the safety requirements.
+    !unsafe { (&raw const (*buf).list_node.next).read_volatile() }.is_null()
 }
 
 /// The newest live buffer.

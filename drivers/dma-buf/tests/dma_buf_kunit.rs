@@ -18,6 +18,8 @@ mod attach;
 mod cpu;
 mod export;
 mod file;
+#[cfg(CONFIG_DMA_SHARED_BUFFER_RUST)]
+mod misuse;
 mod mock;
 mod poll;
 

@@ -112,6 +112,8 @@ pub(crate) struct Mock {
     direction: Atomic<i32>,
     pub(crate) attached: Atomic<usize>,
     pub(crate) listed: Atomic<bool>,
+    /// The file that the buffer had when it was released.
+    pub(crate) file: Atomic<usize>,
     pub(crate) peer2peer: Atomic<bool>,
     /// Whether the device of an importer cannot reach the memory.
     pub(crate) out_of_reach: Atomic<bool>,
@@ -153,6 +155,7 @@ impl Mock {
                 direction: Atomic::new(-1),
                 attached: Atomic::new(0),
                 listed: Atomic::new(false),
+                file: Atomic::new(0),
                 peer2peer: Atomic::new(false),
                 out_of_reach: Atomic::new(false),
                 importer: Atomic::new(0),
@@ -510,6 +513,7 @@ unsafe extern "C" fn release(buf: *mut bindings::dma_buf) {
     let module = mock.module.load(Relaxed) as *mut bindings::module;
 
     mock.listed.store(is_registered(buf), Relaxed);
+    mock.file.store(unsafe { (*buf).file } as usize, Relaxed);
     if !module.is_null() {
         mock.owner_refs.store(module_refs(module), Relaxed);
     }

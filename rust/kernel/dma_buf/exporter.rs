@@ -559,6 +559,7 @@ impl<T: Exporter> ExporterVTable<T> {
 
         // The core has checked the range that there is now.
         vma.set_dontexpand();
+        vma.set_dontdump();
         // SAFETY: The buffer is valid while this runs.
         from_result(|| T::mmap(unsafe { Self::data(dmabuf) }, vma).map(|()| 0))
     }

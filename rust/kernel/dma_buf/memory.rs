@@ -166,7 +166,7 @@ impl Memory {
         }
     }
 
-    /// Maps the memory for user space.
+    /// Maps the memory for user space. The mapping cannot be expanded later.
     ///
     /// # Errors
     ///
@@ -183,6 +183,8 @@ impl Memory {
             return Err(EINVAL);
         }
 
+        vma.set_dontexpand();
+        vma.set_dontdump();
         let area = vma.set_mixedmap();
         let pages = self.page_iter().skip(vma.pgoff());
 

@@ -16,6 +16,7 @@ use super::{
 };
 
 use crate::{
+    bindings,
     device::{
         Bound,
         Device, //
@@ -32,8 +33,13 @@ use crate::{
         Io,
         IoSysMap, //
     },
+    mm::virt::{
+        flags as vm_flags,
+        VmaNew, //
+    },
     page::PAGE_SIZE,
     prelude::*,
+    scatterlist::SGEntry,
     sync::{
         aref::ARef,
         atomic::{
@@ -47,6 +53,7 @@ use crate::{
         msecs_to_jiffies,
         Delta, //
     },
+    types::Opaque, //
 };
 
 const SIZE: usize = 3 * PAGE_SIZE;
@@ -142,6 +149,14 @@ fn eventually(condition: impl Fn() -> bool) -> bool {
         fsleep(Delta::from_millis(10));
     }
     condition()
+}
+
+/// How many bytes are mapped.
+fn bytes<'a>(entries: impl Iterator<Item = &'a SGEntry>) -> usize {
+    // A length has 32 bits on some machines.
+    entries
+        .map(|entry| usize::try_from(entry.dma_len()).unwrap_or(0))
+        .sum()
 }
 
 /// The data of one buffer of the mock exporter.
@@ -315,9 +330,58 @@ impl Drop for Follower {
     }
 }
 
+/// An exporter that does not think of how a mapping can change.
+struct Careless;
+
+#[vtable]
+impl Exporter for Careless {
+    const NAME: &'static CStr = c"careless";
+
+    type Data = KBox<Arc<Memory>>;
+    type Attachment = ();
+
+    fn attach(_data: &Arc<Memory>, _attachment: &NewAttachment<'_>) -> Result {
+        Ok(())
+    }
+
+    fn map<'a>(
+        data: BorrowedData<'a, Self>,
+        attachment: &Attached<'a, Self>,
+        dir: DataDirection,
+        _locked: &LockedResv,
+    ) -> Result<MappedTable<'a>> {
+        attachment.map(data.clone(), dir)
+    }
+
+    fn mmap(_data: &Arc<Memory>, _vma: &VmaNew) -> Result {
+        Ok(())
+    }
+}
+
 #[kunit_tests(rust_dma_buf)]
 mod suite {
     use super::*;
+
+    #[test]
+    fn no_mapping_can_be_expanded() -> Result {
+        let memory = Memory::new(SIZE, GFP_KERNEL)?;
+        let buf = export::<Careless>(KBox::new(memory, GFP_KERNEL)?, SIZE, flags::O_RDWR)?;
+        let area: Opaque<bindings::vm_area_struct> = Opaque::zeroed();
+        let fixed = vm_flags::DONTEXPAND | vm_flags::DONTDUMP;
+
+        // SAFETY: The buffer is valid.
+        let mmap = unsafe { (*(*buf.as_raw()).ops).mmap }.ok_or(ENOSYS)?;
+        // SAFETY: The area is new, and nobody else has it.
+        let (result, flags) = unsafe {
+            let result = mmap(buf.as_raw(), area.get());
+
+            (result, (*area.get()).__bindgen_anon_2.vm_flags)
+        };
+
+        assert_eq!(result, 0);
+        assert_eq!(flags & fixed, fixed);
+        Ok(())
+    }
 
     #[test]
     fn export_and_release() -> Result {
@@ -392,9 +456,7 @@ mod suite {
         assert!(counts.are(&[(Op::Attach, 1), (Op::Map, 1)]));
         assert!(mapping.direction() == DataDirection::ToDevice);
 
-        let mapped: u64 = mapping.table().iter().map(|entry| entry.dma_len()).sum();
-
-        assert_eq!(mapped, SIZE as u64);
+        assert_eq!(bytes(mapping.table().iter()), SIZE);
         drop(mapping);
         assert!(counts.are(&[(Op::Attach, 1), (Op::Map, 1), (Op::Unmap, 1)]));
         drop(attachment);
@@ -656,15 +718,12 @@ mod suite {
             )?;
             let locked = buf.resv().lock();
 
-            let mapped = |locked: &LockedResv| {
-                attachment.with_table(locked, |table| {
-                    table.iter().map(|entry| entry.dma_len()).sum::<u64>()
-                })
-            };
+            let mapped =
+                |locked: &LockedResv| attachment.with_table(locked, |table| bytes(table.iter()));
 
             assert!(mapped(&locked)?.is_none());
             attachment.map(DataDirection::Bidirectional, &locked)?;
-            assert_eq!(mapped(&locked)?, Some(SIZE as u64));
+            assert_eq!(mapped(&locked)?, Some(SIZE));
             // Nothing is pinned, and mapping again is nothing new.
             attachment.map(DataDirection::Bidirectional, &locked)?;
             assert!(counts.are(&[(Op::Attach, 1), (Op::Map, 1)]));
@@ -675,7 +734,7 @@ mod suite {
             assert!(mapped(&locked)?.is_none());
 
             attachment.map(DataDirection::Bidirectional, &locked)?;
-            assert_eq!(mapped(&locked)?, Some(SIZE as u64));
+            assert_eq!(mapped(&locked)?, Some(SIZE));
             assert_eq!(counts.of(Op::Unmap), 1);
 
             // Who is at reading the addresses may finish, whatever the others do.
@@ -1040,9 +1099,7 @@ mod memory_suite {
 
             buf.attach(bound(&device))?.map(DataDirection::ToDevice)?
         };
-        let mapped: u64 = mapping.table().iter().map(|entry| entry.dma_len()).sum();
-
-        assert_eq!(mapped, SIZE as u64);
+        assert_eq!(bytes(mapping.table().iter()), SIZE);
         Ok(())
     }
 

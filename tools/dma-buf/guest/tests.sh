@@ -287,6 +287,7 @@ suite text 60 bash -c text
 suite rust-vivid-test 300 bash -c "selftest rust_vivid"
 suite rust-vim2m-test 300 bash -c "selftest rust_vim2m"
 suite rust-v4l2-test 300 bash -c "selftest rust_v4l2"
+suite rust-v4l2-memory 300 bash -c "selftest rust_v4l2_memory"
 leaked=$(buffers)
 suite vivid 300 v4l2-compliance -s -d "$(node vivid-000-vid-cap)"
 suite vivid-dmabuf 300 bash -c "compliance $(node vivid-000-vid-cap) $(node vivid-002-vid-cap)"

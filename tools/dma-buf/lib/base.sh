@@ -52,9 +52,20 @@ logged() {
 	fi
 }
 
-# made NAME KEY: whether the cache holds NAME, complete, for KEY.
+ASKING=''
+declare -A BEGAN=()
+
+# made NAME KEY: whether the cache holds NAME, complete, for KEY. If not, it will be made now.
 made() {
-	[ -e "$CACHE/$1" ] && [ "$(cat "$CACHE/$1.key" 2>/dev/null)" = "$2" ]
+	[ ! -e "$CACHE/$1" ] || [ "$(cat "$CACHE/$1.key" 2>/dev/null)" != "$2" ] || return 0
+	[ -z "$ASKING" ] || exit 1
+	BEGAN[$1]=$SECONDS
+	return 1
+}
+
+# found COMMAND...: whether the cache holds what a command would make, which then does nothing else.
+found() {
+	(ASKING=y; "$@") >/dev/null 2>&1
 }
 
 # begin NAME: remove what there is of NAME, and say where to make it anew.
@@ -67,6 +78,55 @@ begin() {
 finish() {
 	mv "$CACHE/$1.tmp" "$CACHE/$1"
 	printf '%s\n' "$2" >"$CACHE/$1.key"
+	[ -z "${BEGAN[$1]:-}" ] || took "$1" "${BEGAN[$1]}"
+}
+
+# took NAME SINCE: remember how long the step NAME took, in a file because steps run beside each other.
+took() {
+	mkdir -p "$CACHE/times"
+	echo $((SECONDS - $2)) >"$CACHE/times/${1//\//-}"
+}
+
+# timed NAME COMMAND...: remember how long a command took, if it succeeds.
+timed() {
+	local name=$1 since=$SECONDS rc
+	shift
+	# Not "if", which would have the command go on after an error.
+	"$@"
+	rc=$?
+	[ $rc != 0 ] || took "$name" "$since"
+	return $rc
+}
+
+# clock SECONDS: as minutes and seconds.
+clock() {
+	printf '%d:%02d' $(($1 / 60)) $(($1 % 60))
+}
+
+# A long verb stores each result when it is complete, under a key of all that it depends on. So little is
+# lost by an interruption, and nothing for a change elsewhere. A failure is not stored.
+
+AGAIN=''
+
+# stored VERB KEY: the file of a result, if there is one. With --again it is removed, as what is made
+# instead may fail.
+stored() {
+	local file=$CACHE/done/$1/$2
+	[ -z "$AGAIN" ] || rm -f "$file"
+	# An empty file is what a crash of the machine may leave.
+	[ -s "$file" ] && echo "$file"
+}
+
+# store VERB KEY: keep standard input, which is complete and not empty, as a result.
+store() {
+	local file=$CACHE/done/$1/$2
+	mkdir -p "$CACHE/done/$1"
+	cat >"$file.tmp" && mv "$file.tmp" "$file"
+}
+
+# compilers: what builds kernels, for keys.
+compilers() {
+	in_tools sh -c 'rustc --version; clang --version; bindgen --version'
 }
 
 # need_space GIB: fail early instead of in the middle.

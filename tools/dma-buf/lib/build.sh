@@ -1,26 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0
 # Kernels and guest programs.
 
+# What is built is for arm64, unless KARCH says otherwise.
+
 # kmake OUT ARGUMENT...: make in the series' tree, with output in OUT. A guest goes first.
 kmake() {
 	local out=$1
 	shift
-	(cd "$TREE" && in_tools nice -n 19 make -j "$(nproc)" ARCH=arm64 LLVM=1 LOCALVERSION= \
+	(cd "$TREE" && in_tools nice -n 19 make -j "$(nproc)" ARCH="${KARCH:-arm64}" LLVM=1 LOCALVERSION= \
 		CC="ccache clang" KBUILD_BUILD_USER=workbench KBUILD_BUILD_HOST=workbench \
-		KBUILD_BUILD_TIMESTAMP=2026-01-01 O="$out" "$@")
+		KBUILD_BUILD_TIMESTAMP=2026-01-01 KBUILD_BUILD_VERSION=1 O="$out" "$@")
 }
 
 # configure OUT FRAGMENT...: allnoconfig with fragments; every line of them must survive.
 configure() {
-	local out=$1 line lost=()
+	local out=$1 line option lost=()
 	shift
 	mkdir -p "$out"
 	cat "$@" >"$out/workbench.config"
 	(cd "$TREE" && in_tools env KCONFIG_ALLCONFIG="$out/workbench.config" \
-		make ARCH=arm64 LLVM=1 CC="ccache clang" O="$out" allnoconfig) >"$CACHE/log/configure.log" 2>&1 ||
+		make ARCH="${KARCH:-arm64}" LLVM=1 CC="ccache clang" O="$out" allnoconfig) >"$CACHE/log/configure.log" 2>&1 ||
 		{ tail -n 20 "$CACHE/log/configure.log" >&2; die "the kernel does not configure"; }
 	while read -r line; do
-		grep -qxF "$line" "$out/.config" || lost+=("$line")
+		case $line in
+		# What cannot be set is not set either.
+		'#'*) option=${line#\# }; ! grep -q "^${option%% *}=" "$out/.config" || lost+=("$line") ;;
+		*) grep -qxF "$line" "$out/.config" || lost+=("$line") ;;
+		esac
 	done < <(grep -E '^CONFIG_|^# CONFIG_.* is not set' "$@" -h)
 	[ ${#lost[@]} = 0 ] || {
 		printf '    %s\n' "${lost[@]}" >&2

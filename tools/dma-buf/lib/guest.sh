@@ -40,13 +40,14 @@ boot_guest() {
 	fi
 }
 
-# 5 GiB of memory, because a test of udmabuf wants 2 GiB of huge pages; the contiguous memory is where a
+# 4 GiB of memory: a test of udmabuf wants 2 GiB of huge pages, and one of videobuf2 a buffer of almost 4
+# GiB, which must not be possible. The contiguous memory is where a
 # device with 32 address bits, such as vivid, gets at it.
 qemu() {
 	local limit=$1
 	shift
 	in_tools timeout --foreground -k 10 "$limit" qemu-system-aarch64 -M virt -cpu max,pauth-impdef=on -smp 2 \
-		-m 5G -nographic -no-reboot -nic none -kernel "$IMAGE/Image" \
+		-m 4G -nographic -no-reboot -nic none -kernel "$IMAGE/Image" \
 		-fsdev local,id=root,path="$CACHE/rootfs",security_model=none,readonly=on \
 		-device virtio-9p-pci,fsdev=root,mount_tag=/dev/root \
 		-fsdev local,id=work,path="$WORK",security_model=none \
@@ -187,7 +188,7 @@ read_compliance() {
 
 # The suites of tests.sh. One without a log did not run.
 GUEST_SUITES=(kunit dmabuf-heaps udmabuf sync dma-buf dma-buf-fence dma-buf-text dma-buf-user rust-dma-buf
-	stress text rust-vivid-test rust-vim2m-test rust-v4l2-test vivid vivid-dmabuf vim2m vim2m-dmabuf
+	stress text rust-vivid-test rust-vim2m-test rust-v4l2-test rust-v4l2-memory vivid vivid-dmabuf vim2m vim2m-dmabuf
 	rust-vivid rust-vivid-dmabuf rust-vim2m rust-vim2m-dmabuf pipelines module unload fuzz defects
 	faults kmemleak)
 

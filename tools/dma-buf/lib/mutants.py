@@ -3,6 +3,7 @@
 """Reads the file of mutants.
 
 mutants.py FILE list                     a line "NUMBER<tab>FILE: WHAT" for each
+mutants.py FILE show NUMBER              all that there is of one
 mutants.py FILE apply NUMBER DIR         puts one into DIR, where the core is
 mutants.py FILE check DIR                whether each one fits there
 """
@@ -45,6 +46,8 @@ def main():
     if verb == "list":
         for i, (name, what, _) in enumerate(mutants, 1):
             print(f"{i}\t{name}: {what}")
+    elif verb == "show":
+        print(mutants[int(args[0]) - 1])
     elif verb == "apply":
         name, text = mutate(mutants[int(args[0]) - 1], args[1])
         with open(os.path.join(args[1], name), "w", encoding="utf-8") as f:

@@ -10,6 +10,7 @@ usage: tools/dma-buf/run VERB [OPTION...]
   build    build a kernel
   boot     a shell in the guest
   kunit    the KUnit suites: on User Mode Linux for quick turns, or on arm64
+  matrix   other architectures and options: whether they build
   stress   threads and processes that share buffers, for a long time, on a kernel that checks itself
   fuzz     random calls; the same seed must give the same results on both cores
   mutate   faults in the Rust core, which the tests have to find
@@ -44,7 +45,10 @@ HELP
 usage: run test [--core rust|c] [--only NAME]
 
 Runs every suite on both cores (or one of them) and says where they differ. --only: series, compile,
-kunit (on UML) or guest. Exits with 0 if nothing failed. Logs are in the cache folder.
+kunit (on UML), matrix or guest. Exits with 0 if nothing failed. Logs are in the cache folder.
+
+Says first what it builds, boots and runs, and what each took the last time that it was not there
+already. All of it is to take no more than 60 minutes; what takes longer is a verb of its own.
 HELP
 		;;
 	build) cat <<'HELP'
@@ -65,38 +69,56 @@ usage: run kunit [--core rust|c] [--arch um|arm64]
 Runs the KUnit suites of dma-buf with kunit.py.
 HELP
 		;;
+	matrix) cat <<'HELP'
+usage: run matrix [--again] [NAME...]
+
+Builds what the series touches for other architectures and options: each kernel of config/matrix, or
+the ones with these names. A warning of what the series adds is a failure. What was built already from
+the same content is not built again. Prints TAP; "run test" does it, too.
+HELP
+		;;
 	stress) cat <<'HELP'
-usage: run stress [--core rust|c] [--minutes N] [--sanitizer none|kasan|kcsan]
+usage: run stress [--core rust|c] [--minutes N] [--sanitizer none|kasan|kcsan] [--again]
 
 Runs the stress program of the kselftests for N minutes (default: 30) in a kernel with lockdep,
 kmemleak and KASAN, or KCSAN instead, or neither. Prints operations per second. Fails for any splat,
 leak, stuck task or byte that is not what it was. KCSAN's reports about other parts of the kernel are
 listed, and do not count. It watches the accesses of C alone: with the Rust core those of its drivers,
 fences and reservations, not those of the core.
+
+It runs in rounds of at most ten minutes, each with a boot of its own. A round that ended well is stored,
+and not run again for the same kernel and programs, unless --again is given.
 HELP
 		;;
 	fuzz) cat <<'HELP'
-usage: run fuzz [--core rust|c] [--seed N] [--calls N]
+usage: run fuzz [--core rust|c] [--seed N] [--calls N] [--again]
 
 Makes N random calls (default: 1000000) of the ioctls of dma-buf, the heaps, udmabuf, sync files and the
 sample drivers. The same seed gives the same calls; without --core both cores must give the same
 results. Fails for any splat or leak.
+
+The results of a core are stored, and not made again for the same kernel, seed, calls and fuzzer, unless
+--again is given.
 HELP
 		;;
 	mutate) cat <<'HELP'
-usage: run mutate [NUMBER|FIRST-[LAST]]...
+usage: run mutate [--again] [NUMBER|FIRST-[LAST]]...
 
 Puts each fault of tools/dma-buf/mutants, or the ones with these numbers, into the Rust core, and runs
 the tests: KUnit on User Mode Linux, then the kselftests on arm64 for what KUnit lets pass. Names the
 survivors, and fails if less than 95 % were caught. Takes two hours for all.
+
+Each verdict is stored, and not made again for the same series, fault and tests, unless --again is
+given. So a run that was interrupted is continued by the next one.
 HELP
 		;;
 	coverage) cat <<'HELP'
-usage: run coverage
+usage: run coverage [--again]
 
 Builds the core in C with counters, runs KUnit and the kselftests of the core, and tells how many lines
 and branches of dma-buf.c they ran. Fails below 95 % of the lines, and for a line that did not run and
-is not in tools/dma-buf/uncovered with a reason.
+is not in tools/dma-buf/uncovered with a reason. What the guest counted is stored, and not counted again
+for the same kernel and tests, unless --again is given.
 HELP
 		;;
 	series) cat <<'HELP'
@@ -104,7 +126,8 @@ usage: run series refresh [FILE=NUMBER...]   make patches/ anew from patches/ an
                                              FILE=NUMBER says which patch adds a new file
        run series check                      the series applies, equals the files here, and passes
                                              checkpatch
-       run series bisect                     build after every patch, with each core there is
+       run series bisect [--again]           build after every patch, with each core there is; what
+                                             was built already is not built again without --again
        run series edit | import              edit hunks, messages and order with git in a work
                                              tree; take the result back
 HELP
@@ -112,8 +135,8 @@ HELP
 	clean) cat <<'HELP'
 usage: run clean [--all]
 
-Removes builds, images and logs from the cache; with --all the toolchain, the kernel source and
-downloads, too.
+Removes builds, images, logs and stored results from the cache; with --all the toolchain, the kernel
+source, downloads and the times that steps took, too.
 HELP
 		;;
 	*) help_text ;;
@@ -149,6 +172,7 @@ main() {
 			;;
 		--host-toolchain | --llvm) HOST_TOOLCHAIN=y ;;
 		--all) all=y ;;
+		--again) AGAIN=y ;;
 		-h | --help)
 			verb_help "${verb:-none}"
 			exit 0
@@ -164,8 +188,8 @@ main() {
 	case $core in '' | rust | c) ;; *) usage_error "--core is rust or c, not \"$core\"" ;; esac
 	case $config in debug | perf) ;; *) usage_error "--config is debug or perf, not \"$config\"" ;; esac
 	case $arch in um | arm64) ;; *) usage_error "--arch is um or arm64, not \"$arch\"" ;; esac
-	case $only in '' | series | compile | kunit | guest) ;;
-	*) usage_error "--only is series, compile, kunit or guest, not \"$only\"" ;; esac
+	case $only in '' | series | compile | kunit | matrix | guest) ;;
+	*) usage_error "--only is series, compile, kunit, matrix or guest, not \"$only\"" ;; esac
 	case $sanitizer in none | kasan | kcsan) ;;
 	*) usage_error "--sanitizer is none, kasan or kcsan, not \"$sanitizer\"" ;; esac
 	local number
@@ -173,10 +197,10 @@ main() {
 		[[ $number =~ ^[0-9]{1,9}$ ]] || usage_error "\"$number\" is not a number"
 	done
 	[ "$minutes" -gt 0 ] && [ "$calls" -gt 0 ] || usage_error "0 minutes or calls are none"
-	case $verb in series | mutate) ;; *)
+	case $verb in series | mutate | matrix) ;; *)
 		[ ${#words[@]} = 0 ] || usage_error "$verb takes no \"${words[0]}\"" ;; esac
 	case $verb in demo | test | build | boot | kunit | series | clean) ;;
-	stress | fuzz | mutate | coverage) ;;
+	matrix | stress | fuzz | mutate | coverage) ;;
 	*) usage_error "no verb \"$verb\"" ;; esac
 	case $verb-$core in mutate-c | coverage-rust)
 		usage_error "$verb is of the other core" ;; esac
@@ -194,6 +218,7 @@ main() {
 	kunit) verb_kunit "${core:-rust}" "$arch" ;;
 	stress) verb_stress "${core:-rust}" "$minutes" "$sanitizer" ;;
 	fuzz) verb_fuzz "${core:-rust c}" "$seed" "$calls" ;;
+	matrix) verb_matrix "${words[@]}" ;;
 	mutate)
 		for number in "${words[@]}"; do
 			[[ $number =~ ^[0-9]+(-[0-9]*)?$ ]] ||
@@ -247,33 +272,44 @@ verb_series() {
 
 # Every commit builds, with each core that the tree has by then.
 series_bisect() {
-	local rev core
+	local rev core want what fragments compilers old=0
 	series_tree
+	compilers=$(compilers)
 	for rev in $(git -C "$TREE" rev-list --reverse "$BASE..$REV"); do
-		git -C "$TREE" checkout -q -f --detach "$rev"
 		for core in c rust; do
-			if [ "$core" = rust ] &&
-				! grep -q DMA_SHARED_BUFFER_RUST "$TREE/drivers/dma-buf/Kconfig"; then
+			fragments=("$BENCH"/config/{arm64,debug}.config)
+			if git -C "$TREE" grep -q DMA_SHARED_BUFFER_RUST "$rev" -- drivers/dma-buf/Kconfig; then
+				fragments+=("$BENCH/config/core-$core.config")
+			elif [ "$core" = rust ]; then
 				continue
 			fi
-			say "bisect: $core core at $(git -C "$TREE" log -1 --format=%s)"
-			if grep -q DMA_SHARED_BUFFER_RUST "$TREE/drivers/dma-buf/Kconfig"; then
+			what="bisect: $core core at $(git -C "$TREE" log -1 --format=%s "$rev")"
+			want=$(key "$(git -C "$TREE" rev-parse "$rev^{tree}")" "$core" "$(cat "${fragments[@]}")" \
+				"$compilers")
+			if stored bisect "$want" >/dev/null; then
+				say "$what: builds, done already"
+				old=$((old + 1))
+				continue
+			fi
+			say "$what"
+			git -C "$TREE" checkout -q -f --detach "$rev"
+			if [ ${#fragments[@]} = 3 ]; then
 				build "$core" debug >/dev/null
 			else
-				cp "$BENCH/config/debug.config" "$CACHE/bisect.config"
-				configure "$CACHE/build/arm64-debug" "$BENCH/config/arm64.config" \
-					"$BENCH/config/debug.config"
+				configure "$CACHE/build/arm64-debug" "${fragments[@]}"
 				logged "$CACHE/log/bisect.log" kmake "$CACHE/build/arm64-debug" Image modules ||
 					die "this commit does not build" "the log is $CACHE/log/bisect.log"
 			fi
+			echo builds | store bisect "$want"
 		done
 	done
 	git -C "$TREE" checkout -q -f --detach "$REV"
-	say "bisect: every patch builds"
+	say "bisect: every patch builds; $old builds were done already"
 }
 
 verb_clean() {
-	local mine=(build images fuzz fuzz.key fuzz-calls coverage log programs programs.key results rustdoc demo scratch patches.new)
+	local mine=(build images "done" fuzz fuzz.key fuzz-calls coverage log programs programs.key results)
+	mine+=(rustdoc demo scratch patches.new)
 	if [ -n "$1" ]; then
 		[ ! -e "$CACHE/edit.ready" ] || die "$CACHE/edit has an edit that is not imported" \
 			"finish with: run series import"
@@ -281,6 +317,8 @@ verb_clean() {
 			die "something is mounted in $CACHE/toolchain" "unmount it first"
 		mine+=(toolchain toolchain.key std-arm64 std-arm64.key apt-arm64 rootfs rootfs.key linux linux.key download apt ccache edit)
 		mine+=(sparse-paths series-files series-files.new rust-files signed bisect.config)
+		# What a step took is worth knowing when its result is gone, so these stay without --all.
+		mine+=(times)
 		rm -rf "${CACHE:?}"/tree-*
 	fi
 	rm -rf --one-file-system "${mine[@]/#/${CACHE:?}/}" "${CACHE:?}"/work-* "${CACHE:?}"/*.tmp
@@ -314,6 +352,7 @@ run_kunit() {
 		CONFIG_KASAN=y
 		CONFIG_RUST_KUNIT_TESTS=y
 		CONFIG_RUST_DMA_BUF_KUNIT_TEST=y
+		CONFIG_RUST_KTHREAD_KUNIT_TEST=y
 		CONFIG_DMABUF_CORE_KUNIT_TEST=y
 		CONFIG_RUST_KERNEL_DOCTESTS=y
 	CONFIG
@@ -411,7 +450,7 @@ guest_suites() {
 	IMAGE=$CACHE/images/$core-debug
 	WORK=$CACHE/work-$core-debug
 	say "test: booting, $core core"
-	if ! boot_guest "$console" 2400; then
+	if ! timed "guest-$core" boot_guest "$console" 2400; then
 		printf 'fail\tthe guest ran to its end\n' >"$results/boot"
 	fi
 	read_suites "$WORK/out" "$results"
@@ -423,7 +462,7 @@ guest_suites() {
 
 compile_suite() {
 	build rust debug
-	compile_checks
+	timed compile compile_checks
 }
 
 kunit_um() {
@@ -455,16 +494,60 @@ compare_fuzz() {
 	fi
 }
 
+# The seconds that a whole run of "test" may take.
+BUDGET=3600
+
+# planned WHAT NAME [COMMAND...]: a line of the plan: a step, and what it took. The command would do it.
+planned() {
+	local line="never measured"
+	[ ! -s "$CACHE/times/$2" ] || line="last $(clock "$(cat "$CACHE/times/$2")")"
+	[ $# -lt 3 ] || ! found "${@:3}" || line="built already, $line"
+	say "$(printf 'plan: %-20s %s' "$1" "$line")"
+}
+
+# plan: what verb_test is about to do, in its order.
+plan() {
+	local core name
+	[ -e "$CACHE/toolchain.key" ] || host_toolchain_ok >/dev/null || planned "fetch toolchain" toolchain
+	[ -n "$KERNEL" ] || found get_source || planned "fetch Linux" linux
+	! wanted series || planned series series
+	for core in "${cores[@]}"; do
+		case $only-$core in
+		-* | guest-* | compile-rust)
+			planned "kernel $core debug" "images-$core-debug" build "$core" debug ;;
+		esac
+		! wanted guest || planned "guest $core" "guest-$core"
+		! wanted kunit || planned "kunit-um $core" "kunit-um-$core"
+		[ "$core" != rust ] || ! wanted compile || {
+			planned compile compile
+			planned gallery gallery
+		}
+	done
+	! wanted matrix || for name in $(matrix_names); do
+		planned "matrix $name" "matrix-$name" matrix_stored "$name"
+	done
+	if [ -s "$CACHE/times/test" ]; then
+		say "plan: the last whole run took $(clock "$(cat "$CACHE/times/test")")" \
+			"of the $(clock $BUDGET) that a run may take"
+	else
+		say "plan: no whole run was measured yet; it may take $(clock $BUDGET)"
+	fi
+}
+
 verb_test() {
-	local core=$1 only=$2 cores=(rust c) results=$CACHE/results
+	local core=$1 only=$2 whole=$1$2 told='' cores=(rust c) results=$CACHE/results
 	[ -z "$core" ] || cores=("$core")
 	rm -rf "${results:?}" "$CACHE"/log/suites-*
 	mkdir -p "$results"
-	get_toolchain
-	series_tree
 
 	wanted() { [ -z "$only" ] || [ "$only" = "$1" ]; }
-	! wanted series || tap_suite "$results/both" series series_check
+	# Only with the tree can it be told what is built; but where nothing is, the plan comes before all else.
+	[ -n "$KERNEL" ] || found get_source || { plan; told=y; }
+	get_toolchain
+	series_tree
+	[ -n "$told" ] || plan
+
+	! wanted series || tap_suite "$results/both" series timed series series_check
 	# What else there is to build and to check is done beside a guest, which leaves most of the second
 	# processor idle.
 	for core in "${cores[@]}"; do
@@ -473,12 +556,13 @@ verb_test() {
 			wait
 			[ -e "$results/$core/guest" ] || attempt "$results/$core" guest guest_suites "$core" &
 		fi
-		! wanted kunit || tap_suite "$results/$core" kunit-um kunit_um "$core"
+		! wanted kunit || tap_suite "$results/$core" kunit-um timed "kunit-um-$core" kunit_um "$core"
 		[ "$core" != rust ] || ! wanted compile || {
 			tap_suite "$results/both" compile compile_suite
-			tap_suite "$results/both" gallery gallery_checks
+			tap_suite "$results/both" gallery timed gallery gallery_checks
 		}
 	done
+	! wanted matrix || tap_suite "$results/both" matrix matrix_suite $(matrix_names)
 	wait
 	for core in "${cores[@]}"; do
 		! wanted guest || [ -e "$results/$core/console" ] || [ -e "$results/$core/guest" ] ||
@@ -505,5 +589,9 @@ verb_test() {
 	fi
 	echo "Logs: $CACHE/log"
 	echo "$PASSED passed, $FAILED failed, $SKIPPED skipped"
+	say "test: this run took $(clock $((SECONDS - START))) of the $(clock $BUDGET) that a run may take"
+	[ $((SECONDS - START)) -le $BUDGET ] || say "warning: that is more than a run may take"
+	# One that failed may have left much out.
+	[ -n "$whole" ] || [ "$FAILED" != 0 ] || took test "$START"
 	[ "$FAILED" = 0 ] && [ "$PASSED" -gt 0 ]
 }

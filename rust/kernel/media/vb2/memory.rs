@@ -40,6 +40,7 @@ use crate::{
             ARef,
             AlwaysRefCounted, //
         },
+        atomic::Relaxed,
         Arc,
         Refcount, //
     }, //
@@ -209,6 +210,12 @@ pub struct Plane<M: MemOps> {
 }
 
 impl<M: MemOps> Plane<M> {
+    /// How many references there are.
+    fn users(&self) -> c_uint {
+        // A reference count is never negative.
+        c_uint::try_from(self.users.as_atomic().load(Relaxed)).unwrap_or(0)
+    }
+
     fn new(memory: M::Plane) -> Result<ARef<Self>> {
         let plane = KBox::new(
             Self {
@@ -247,7 +254,7 @@ unsafe impl<M: MemOps> AlwaysRefCounted for Plane<M> {
     }
 }
 
-/// A plane in the buffer of another, as the C side keeps it.
+/// A plane in the buffer of another exporter.
 ///
 /// # Invariants
 ///
@@ -258,6 +265,63 @@ struct Import<M: MemOps> {
     mapping: UnsafeCell<Option<M::Mapping>>,
     attachment: M::Attachment,
     device: Arc<v4l2::Device>,
+}
+
+/// The memory of a plane as the C side keeps it, in `mem_priv`.
+///
+/// The C side has one pointer for either kind, and calls `num_users`, `vaddr` and what V4L2 offers
+/// for all buffers, such as exporting, without a look at the kind. So each function looks.
+enum Private<M: MemOps> {
+    /// `V4L2_MEMORY_MMAP`.
+    Own(ARef<Plane<M>>),
+    /// `V4L2_MEMORY_DMABUF`.
+    Import(Import<M>),
+}
+
+impl<M: MemOps> Private<M> {
+    /// The pointer that the C side keeps, or an error as one.
+    fn into_raw(this: Result<Self>) -> *mut c_void {
+        match this.and_then(|this| Ok(KBox::new(this, GFP_KERNEL)?)) {
+            Ok(this) => KBox::into_raw(this).cast(),
+            Err(e) => e.to_ptr(),
+        }
+    }
+
+    /// What the C side has. That is nothing at first, when a buffer can be found already.
+    ///
+    /// # Safety
+    ///
+    /// `private` must be NULL, or from [`Self::into_raw`] and not dropped before the end of `'a`.
+    unsafe fn from_raw<'a>(private: *mut c_void) -> Option<&'a Self> {
+        // SAFETY: By the safety requirements.
+        unsafe { private.cast::<Self>().as_ref() }
+    }
+
+    /// Drops what the C side had.
+    ///
+    /// # Safety
+    ///
+    /// `private` must be NULL, or from [`Self::into_raw`], and not be used again.
+    unsafe fn drop_raw(private: *mut c_void) {
+        if !private.is_null() {
+            // SAFETY: By the safety requirements.
+            drop(unsafe { KBox::<Self>::from_raw(private.cast()) });
+        }
+    }
+
+    fn own(&self) -> Result<&Plane<M>> {
+        match self {
+            Self::Own(plane) => Ok(plane),
+            Self::Import(_) => Err(EINVAL),
+        }
+    }
+
+    fn import(&self) -> Result<&Import<M>> {
+        match self {
+            Self::Own(_) => Err(EINVAL),
+            Self::Import(import) => Ok(import),
+        }
+    }
 }
 
 /// A frame, for access by the CPU. Dropping it ends the access, [`finish`](Self::finish) also tells
@@ -391,29 +455,17 @@ pub(super) unsafe fn access<'a, M: MemOps, A: cpu::Access>(
     vb: *mut bindings::vb2_buffer,
 ) -> Result<Frame<'a, A>> {
     // SAFETY: While the driver has the buffer, this does not change.
-    let (mem_priv, length, memory) = unsafe {
-        (
-            (*vb).planes[0].mem_priv,
-            (*vb).planes[0].length,
-            (*vb).memory,
-        )
-    };
+    let (mem_priv, length) = unsafe { ((*vb).planes[0].mem_priv, (*vb).planes[0].length) };
 
-    let mut frame = match memory {
-        bindings::vb2_memory_VB2_MEMORY_MMAP => {
-            // SAFETY: This is from `alloc`, and remains while the driver has the buffer.
-            let plane = unsafe { &*mem_priv.cast::<Plane<M>>() };
-
-            M::access(plane)?
-        }
-        bindings::vb2_memory_VB2_MEMORY_DMABUF => {
-            // SAFETY: This is from `attach_dmabuf`, and remains while the driver has the buffer. It
-            // is neither mapped nor unmapped in that time.
-            let mapping = unsafe { &*(*mem_priv.cast::<Import<M>>()).mapping.get() };
+    // SAFETY: The memory remains while the driver has the buffer.
+    let mut frame = match unsafe { Private::<M>::from_raw(mem_priv) }.ok_or(EINVAL)? {
+        Private::Own(plane) => M::access(plane)?,
+        Private::Import(import) => {
+            // SAFETY: It is neither mapped nor unmapped while the driver has the buffer.
+            let mapping = unsafe { &*import.mapping.get() };
 
             M::access_mapped(mapping.as_ref().ok_or(EIO)?)?
         }
-        _ => return Err(EINVAL),
     };
 
     // What user space says of an imported buffer may be less than there is.
@@ -438,9 +490,11 @@ pub(in crate::media) fn mem_ops<M: MemOps, H: QueueHost>() -> &'static bindings:
     const { &Table::<M, H>::OPS }
 }
 
-/// The C side calls these functions with what those before returned, for buffers of queues of kind
-/// `H`; with the lock of the queue, so that an import is used by one call at a time. Only `mmap`
-/// and what ends a mapping are called with the lock of the address space in place of that.
+/// The C side calls these functions with what those before returned, or with NULL for a plane that
+/// has no memory yet, for buffers of queues of kind `H`; with the lock of the queue, so that an
+/// import is used by one call at a time. Only `mmap` and what ends a mapping are called with the
+/// lock of the address space in place of that; and `mmap` with `mmap_lock` of the queue, under which
+/// a plane is given its memory, and loses it.
 struct Table<M, H>(PhantomData<(M, H)>);
 
 impl<M: MemOps, H: QueueHost> Table<M, H> {
@@ -474,61 +528,65 @@ impl<M: MemOps, H: QueueHost> Table<M, H> {
         _dev: *mut bindings::device,
         size: c_ulong,
     ) -> *mut c_void {
-        match M::alloc(size).and_then(Plane::<M>::new) {
-            Ok(plane) => ARef::into_raw(plane).as_ptr().cast(),
-            Err(e) => e.to_ptr(),
+        Private::into_raw(M::alloc(size).and_then(Plane::<M>::new).map(Private::Own))
+    }
+
+    /// # Safety
+    ///
+    /// See [`Table`].
+    unsafe extern "C" fn put(private: *mut c_void) {
+        // SAFETY: The C side gives back what `alloc` made.
+        unsafe { Private::<M>::drop_raw(private) };
+    }
+
+    /// # Safety
+    ///
+    /// See [`Table`].
+    unsafe extern "C" fn num_users(private: *mut c_void) -> c_uint {
+        // SAFETY: The C side keeps it for this call.
+        match unsafe { Private::<M>::from_raw(private) } {
+            Some(Private::Own(plane)) => plane.users(),
+            // Nobody can have mapped or exported it here.
+            Some(Private::Import(_)) | None => 0,
         }
     }
 
     /// # Safety
     ///
     /// See [`Table`].
-    unsafe extern "C" fn put(plane: *mut c_void) {
-        // SAFETY: The C side gives back the reference of `alloc`.
-        drop(unsafe { ARef::<Plane<M>>::from_raw(NonNull::new_unchecked(plane.cast())) });
-    }
-
-    /// # Safety
-    ///
-    /// See [`Table`].
-    unsafe extern "C" fn num_users(plane: *mut c_void) -> c_uint {
-        // SAFETY: The C side has the reference of `alloc`.
-        let plane = unsafe { &*plane.cast::<Plane<M>>() };
-
-        // A reference count is never negative.
-        c_uint::try_from(plane.users.as_atomic().load(crate::sync::atomic::Relaxed)).unwrap_or(0)
-    }
-
-    /// # Safety
-    ///
-    /// See [`Table`].
-    unsafe extern "C" fn vaddr(vb: *mut bindings::vb2_buffer, plane: *mut c_void) -> *mut c_void {
+    unsafe extern "C" fn vaddr(vb: *mut bindings::vb2_buffer, private: *mut c_void) -> *mut c_void {
+        // SAFETY: The C side keeps it for this call.
+        let private = unsafe { Private::<M>::from_raw(private) };
         // SAFETY: The buffer is valid.
-        let (memory, size) = unsafe { ((*vb).memory, (*vb).planes[0].length) };
+        let size = unsafe { (*vb).planes[0].length };
 
-        if memory != bindings::vb2_memory_VB2_MEMORY_MMAP {
-            return ptr::null_mut();
-        }
+        let view = || {
+            let view = M::view(private.ok_or(EINVAL)?.own()?)?;
 
-        // SAFETY: Of such a buffer, this is the reference of `alloc`.
-        let plane = unsafe { &*plane.cast::<Plane<M>>() };
+            if view.size() < usize::try_from(size)? {
+                return Err(EINVAL);
+            }
+            Ok(view.as_ptr().cast())
+        };
 
-        match (M::view(plane), usize::try_from(size)) {
-            (Ok(view), Ok(size)) if view.size() >= size => view.as_ptr().cast(),
-            _ => ptr::null_mut(),
-        }
+        view().unwrap_or(ptr::null_mut())
     }
 
     /// # Safety
     ///
     /// See [`Table`].
-    unsafe extern "C" fn mmap(plane: *mut c_void, vma: *mut bindings::vm_area_struct) -> c_int {
-        // SAFETY: The C side has the reference of `alloc`.
-        let plane = unsafe { &*plane.cast::<Plane<M>>() };
+    unsafe extern "C" fn mmap(private: *mut c_void, vma: *mut bindings::vm_area_struct) -> c_int {
+        // SAFETY: The C side keeps it for this call.
+        let private = unsafe { Private::<M>::from_raw(private) };
         // SAFETY: The C side is in a call to mmap, where the area is new.
         let area = unsafe { VmaNew::from_raw(vma) };
 
         from_result(|| {
+            let plane = private.ok_or(EINVAL)?.own()?;
+
+            // The C side has checked the range that there is now.
+            area.set_dontexpand();
+            area.set_dontdump();
             M::mmap(plane, area)?;
 
             let user = ARef::into_raw(ARef::from(plane));
@@ -566,16 +624,14 @@ impl<M: MemOps, H: QueueHost> Table<M, H> {
     /// See [`Table`].
     unsafe extern "C" fn get_dmabuf(
         _vb: *mut bindings::vb2_buffer,
-        plane: *mut c_void,
+        private: *mut c_void,
         flags: c_ulong,
     ) -> *mut bindings::dma_buf {
-        // SAFETY: The C side has the reference of `alloc`.
-        let plane = unsafe { &*plane.cast::<Plane<M>>() };
-        let result = u32::try_from(flags)
-            .map_err(Error::from)
-            .and_then(|flags| M::export(plane.into(), flags));
+        // SAFETY: The C side keeps it for this call.
+        let private = unsafe { Private::<M>::from_raw(private) };
+        let export = || M::export(private.ok_or(EINVAL)?.own()?.into(), u32::try_from(flags)?);
 
-        match result {
+        match export() {
             // CAST: A buffer is transparent.
             Ok(buf) => ARef::into_raw(buf).as_ptr().cast(),
             Err(e) => e.to_ptr(),
@@ -599,38 +655,33 @@ impl<M: MemOps, H: QueueHost> Table<M, H> {
         let import = || {
             let bound = device.enter().ok_or(ENODEV)?;
 
-            Ok::<_, Error>(KBox::new(
-                Import::<M> {
-                    mapping: UnsafeCell::new(None),
-                    attachment: M::attach(&bound, buf, size)?,
-                    device: device.clone(),
-                },
-                GFP_KERNEL,
-            )?)
+            Ok(Private::Import(Import::<M> {
+                mapping: UnsafeCell::new(None),
+                attachment: M::attach(&bound, buf, size)?,
+                device: device.clone(),
+            }))
         };
 
-        match import() {
-            Ok(import) => KBox::into_raw(import).cast(),
-            Err(e) => e.to_ptr(),
-        }
+        Private::into_raw(import())
     }
 
     /// # Safety
     ///
     /// See [`Table`].
-    unsafe extern "C" fn detach_dmabuf(import: *mut c_void) {
+    unsafe extern "C" fn detach_dmabuf(private: *mut c_void) {
         // SAFETY: The C side gives back what `attach_dmabuf` made.
-        drop(unsafe { KBox::<Import<M>>::from_raw(import.cast()) });
+        unsafe { Private::<M>::drop_raw(private) };
     }
 
     /// # Safety
     ///
     /// See [`Table`].
-    unsafe extern "C" fn map_dmabuf(import: *mut c_void) -> c_int {
-        // SAFETY: This is what `attach_dmabuf` made.
-        let import = unsafe { &*import.cast::<Import<M>>() };
+    unsafe extern "C" fn map_dmabuf(private: *mut c_void) -> c_int {
+        // SAFETY: The C side keeps it for this call.
+        let private = unsafe { Private::<M>::from_raw(private) };
 
         from_result(|| {
+            let import = private.ok_or(EINVAL)?.import()?;
             let bound = import.device.enter().ok_or(ENODEV)?;
             // The device is the CPU here: whichever way the frames go, it reads and writes. And
             // only such a mapping may be synchronised for either.
@@ -645,11 +696,14 @@ impl<M: MemOps, H: QueueHost> Table<M, H> {
     /// # Safety
     ///
     /// See [`Table`].
-    unsafe extern "C" fn unmap_dmabuf(import: *mut c_void) {
-        // SAFETY: This is what `attach_dmabuf` made.
-        let import = unsafe { &*import.cast::<Import<M>>() };
-
-        // SAFETY: By the type invariants nobody else uses it now.
-        unsafe { *import.mapping.get() = None };
+    unsafe extern "C" fn unmap_dmabuf(private: *mut c_void) {
+        // SAFETY: The C side keeps it for this call.
+        if let Some(Private::Import(import)) = unsafe { Private::<M>::from_raw(private) } {
+            // SAFETY: By the type invariants nobody else uses it now.
+            unsafe { *import.mapping.get() = None };
+        }
     }
 }
+
+#[cfg(CONFIG_RUST_MEDIA_KUNIT_TEST)]
+mod tests;
