@@ -11,3 +11,8 @@ __rust_helper void rust_helper_module_put(struct module *module)
 {
 	module_put(module);
 }
+
+__rust_helper struct module *rust_helper___module_address(unsigned long addr)
+{
+	return __module_address(addr);
+}
