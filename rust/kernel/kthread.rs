@@ -31,8 +31,7 @@ use core::{
 
 /// What a kernel thread does.
 ///
-/// The module that implements this stays loaded for as long as the thread runs; but not a module
-/// whose initialisation fails, which must have dropped its handles by then.
+/// The module that this is compiled into stays loaded for as long as the thread runs.
 ///
 /// # Examples
 ///
@@ -208,7 +207,7 @@ unsafe extern "C" fn main(slot: *mut c_void) -> c_int {
 ///
 /// [`ENOMEM`]; [`EINTR`] if the current task is killed; [`ENOENT`] if the module is being unloaded.
 pub fn spawn<T: Thread>(name: &CStr, thread: KBox<T>) -> Result<JoinHandle<T>> {
-    let module = ModuleRef::get::<T::OwnerModule>()?;
+    let module = ModuleRef::of(run::<T> as *const ())?;
     let start = KBox::new_uninit(GFP_KERNEL)?;
     let slot = KBox::new_uninit(GFP_KERNEL)?;
     // SAFETY: The pointer of a box is not null.

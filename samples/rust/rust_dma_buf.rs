@@ -44,10 +44,6 @@ use kernel::{
         },
         Arc, //
     },
-    time::{
-        delay::fsleep,
-        Delta, //
-    },
     uaccess::UserSlice, //
 };
 
@@ -67,9 +63,6 @@ const ALLOC: u32 = _IOW::<u64>('|' as u32, 0x90);
 const SUM: u32 = _IOWR::<u64>('|' as u32, 0x91);
 /// Fills the buffer behind the file descriptor, the first number, with the second.
 const FILL: u32 = _IOW::<[u64; 2]>('|' as u32, 0x92);
-/// Holds the reservation lock of the buffer behind the file descriptor, the first number, for as
-/// many milliseconds as the second, 10000 at most: a slow driver, for tests of who waits for it.
-const HOLD: u32 = _IOW::<[u64; 2]>('|' as u32, 0x93);
 
 /// How much is copied at a time.
 const CHUNK: usize = 4096;
@@ -146,18 +139,6 @@ impl Importer {
         }
         access.finish()
     }
-
-    fn hold(&self, fd: u64, millis: u64) -> Result {
-        let buf = DmaBuf::get(fd.try_into().map_err(|_| EBADF)?)?;
-
-        if millis > 10_000 {
-            return Err(EINVAL);
-        }
-        let _guard = buf.resv().lock_interruptible()?;
-
-        fsleep(Delta::from_millis(millis.try_into()?));
-        Ok(())
-    }
 }
 
 #[vtable]
@@ -189,12 +170,6 @@ impl MiscDevice for Importer {
                 let [fd, byte] = UserSlice::new(arg, 16).reader().read()?;
 
                 me.fill(fd, byte)?;
-                Ok(0)
-            }
-            HOLD => {
-                let [fd, millis] = UserSlice::new(arg, 16).reader().read()?;
-
-                me.hold(fd, millis)?;
                 Ok(0)
             }
             _ => Err(ENOTTY),

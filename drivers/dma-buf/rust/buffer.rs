@@ -231,9 +231,9 @@ impl Buffer {
             }
         }
 
-        // The memory of a file is reused at once, so who still believes to have a reference must not
-        // find it. Not before, as exporters look at it, as long as an `O_PATH` descriptor may keep
-        // them from being told: that is what `registry::has()` is for.
+        // The memory of a file is reused at once, so who still believes to have a reference must
+        // not find it. Not before, as exporters look at it, as long as an `O_PATH` descriptor may
+        // keep them from being told: that is what `registry::has()` is for.
         //
         // SAFETY: Nobody else has a reference.
         unsafe { (*raw).file = null_mut() };

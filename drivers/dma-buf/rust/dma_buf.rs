@@ -8,7 +8,7 @@
 //! convention of that file ("DOC: locking convention").
 //!
 //! A NULL where the interface wants a pointer gets a warning and an error, as in C, and so does a
-//! buffer that has no references any more.
+//! buffer whose file has been released.
 
 use kernel::{
     bindings,
@@ -70,7 +70,7 @@ fn into_ptr(buf: Option<ARef<Buffer>>) -> *mut bindings::dma_buf {
     buf.map_or(null_mut(), |buf| ARef::into_raw(buf).cast().as_ptr())
 }
 
-/// Whether there is a buffer that can be used: one whose last reference is not gone.
+/// Whether there is a buffer that can be used: one whose file has not been released.
 ///
 /// # Safety
 ///

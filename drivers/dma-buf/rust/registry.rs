@@ -129,8 +129,8 @@ pub(crate) unsafe fn remove(buf: *mut bindings::dma_buf) {
     unsafe { LIST.lock().remove(buf) };
 }
 
-/// Whether a buffer is registered. It is from its export to its last reference, and all that time
-/// its file is its own.
+/// Whether a buffer is registered. It is from its export until its file is released, and all that
+/// time the file is its own.
 ///
 /// # Safety
 ///

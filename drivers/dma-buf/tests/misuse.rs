@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Every function, called for no buffer at all, and for one whose last reference is gone.
+//! Every function, called for no buffer at all, and for one whose file has been released.
 //!
 //! That is what comes of a driver in C that puts a reference which it does not have. The core in C
 //! follows the pointer in most of the functions; so this is for the one in Rust, which warns, and

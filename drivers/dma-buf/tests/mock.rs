@@ -857,11 +857,12 @@ pub(crate) fn for_each_buffer(mut f: impl FnMut(*mut bindings::dma_buf)) {
  */
 
 /// A module that owns an exporter.
+#[cfg(CONFIG_MODULE_UNLOAD)]
 pub(crate) struct Module(KBox<Opaque<bindings::module>>);
 
+#[cfg(CONFIG_MODULE_UNLOAD)]
 impl Module {
     /// A module with as many references.
-    #[cfg(CONFIG_MODULE_UNLOAD)]
     pub(crate) fn new(refs: i32) -> Result<Self> {
         let module = KBox::new(Opaque::<bindings::module>::zeroed(), GFP_KERNEL)?;
 
@@ -870,7 +871,6 @@ impl Module {
     }
 
     /// As while it is unloaded.
-    #[cfg(CONFIG_MODULE_UNLOAD)]
     pub(crate) fn going(self) -> Self {
         unsafe { (*self.as_ptr()).state = bindings::module_state_MODULE_STATE_GOING };
         self

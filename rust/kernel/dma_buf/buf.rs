@@ -5,10 +5,7 @@
 //! C header: [`include/linux/dma-buf.h`](srctree/include/linux/dma-buf.h)
 
 use super::{
-    exporter::{
-        self,
-        Exporter, //
-    },
+    exporter::Exporter,
     has_files,
     LockedResv,
     Resv, //
@@ -27,11 +24,7 @@ use crate::{
 };
 
 use core::{
-    iter::FusedIterator,
-    mem::{
-        forget,
-        ManuallyDrop, //
-    },
+    mem::forget,
     ptr::{
         self,
         NonNull, //
@@ -196,25 +189,10 @@ impl DmaBuf {
     /// [`EINVAL`] if the buffer is not one of `T`, or if `locked` is the lock of something else.
     pub fn invalidate_mappings<T: Exporter>(&self, locked: &LockedResv) -> Result {
         locked.expect(self.resv())?;
-        // SAFETY: The buffer is valid. The exporter may write the field, but no Rust exporter does.
-        let ops = unsafe { (&raw const (*self.as_raw()).ops).read_volatile() };
-
-        if !ptr::eq(ops, exporter::ops::<T>()) {
-            return Err(EINVAL);
-        }
+        self.data::<T>().ok_or(EINVAL)?;
         // SAFETY: The buffer is valid, and its lock is held.
         unsafe { bindings::dma_buf_invalidate_mappings(self.as_raw()) };
         Ok(())
-    }
-
-    /// All buffers there are, the newest first.
-    ///
-    /// Buffers that come and go meanwhile may be seen or not.
-    pub fn iter() -> Iter {
-        Iter {
-            last: None,
-            done: false,
-        }
     }
 }
 
@@ -227,34 +205,3 @@ impl PartialEq for DmaBuf {
 }
 
 impl Eq for DmaBuf {}
-
-/// Iterator over all buffers; see [`DmaBuf::iter`].
-pub struct Iter {
-    last: Option<ARef<DmaBuf>>,
-    done: bool,
-}
-
-impl Iterator for Iter {
-    type Item = ARef<DmaBuf>;
-
-    // The C functions are not exported, and this must not become code of a module.
-    #[inline(never)]
-    fn next(&mut self) -> Option<ARef<DmaBuf>> {
-        if self.done {
-            return None;
-        }
-
-        let next = match self.last.take() {
-            // SAFETY: No requirements.
-            None => unsafe { bindings::dma_buf_iter_begin() },
-            // SAFETY: The callee consumes the reference to the last one.
-            Some(last) => unsafe { bindings::dma_buf_iter_next(ManuallyDrop::new(last).as_raw()) },
-        };
-        // SAFETY: A buffer comes with a reference, which passes on.
-        self.last = NonNull::new(next).map(|next| unsafe { ARef::from_raw(next.cast()) });
-        self.done = self.last.is_none();
-        self.last.clone()
-    }
-}
-
-impl FusedIterator for Iter {}

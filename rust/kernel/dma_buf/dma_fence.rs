@@ -722,8 +722,9 @@ pub trait FenceCallback: Send + Sync + 'static {
 /// under way is waited for. So the callback is not called, nor running, any more when drop returns,
 /// and the [`FenceCallback`] object is dropped where the registration is.
 ///
-/// The registration also keeps the fence alive, and the module that implements the callback loaded:
-/// it has to be dropped before that module can be unloaded, also if the callback has been called.
+/// The registration also keeps the fence alive, and the module that the callback is compiled into
+/// loaded: it has to be dropped before that module can be unloaded, also if the callback has been
+/// called.
 ///
 /// # Context
 ///
@@ -807,11 +808,11 @@ impl<T: FenceCallback> FenceCallbackRegistration<T> {
     /// # Errors
     ///
     /// `ENOENT` if the fence has signalled already. The callback is not called then, but dropped.
-    /// `ENODEV` if the module that implements the callback is being unloaded.
+    /// `ENODEV` if the module that the callback is compiled into is being unloaded.
     pub fn new(fence: ARef<Fence>, callback: T) -> impl PinInit<Self, Error> {
         try_pin_init!(&this in Self {
             // The error must not look like that of a fence that has signalled.
-            _module: ModuleRef::get::<T::OwnerModule>().map_err(|_| ENODEV)?,
+            _module: ModuleRef::of(Self::call as *const ()).map_err(|_| ENODEV)?,
             fence,
             callback,
             done: Atomic::new(false),

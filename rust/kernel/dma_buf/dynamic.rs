@@ -5,7 +5,7 @@
 //! C header: [`include/linux/dma-buf.h`](srctree/include/linux/dma-buf.h)
 
 use super::{
-    attachment::check,
+    attachment::Table,
     DmaBuf,
     LockedResv,
     ModuleRef, //
@@ -23,7 +23,7 @@ use crate::{
         from_err_ptr,
         to_result, //
     },
-    module::this_module,
+    module::module_of,
     prelude::*,
     scatterlist::SGTable,
     sync::{
@@ -38,7 +38,12 @@ use core::{
         PhantomData,
         PhantomPinned, //
     },
-    mem::ManuallyDrop,
+    mem::{
+        replace,
+        take,
+        ManuallyDrop, //
+    },
+    ops::Deref,
     ptr::{
         self,
         NonNull, //
@@ -50,7 +55,8 @@ use core::{
 /// The value is the importer's state for one buffer. The attachment owns it, from before the
 /// exporter can call it until after it no longer can.
 ///
-/// Because an exporter may call this code, its module stays loaded until the attachment is gone.
+/// Because an exporter may call this code, the module that it is compiled into stays loaded until
+/// the attachment is gone; unless it is that of the driver of the device, whose unbinding detaches.
 #[vtable]
 pub trait DynamicImporter: Send + Sync + Sized + 'static {
     /// Whether the device can access memory of other devices on the bus.
@@ -62,7 +68,7 @@ pub trait DynamicImporter: Send + Sync + Sized + 'static {
     /// Make the device stop to use the buffer. What it is at may go on until its fences signal,
     /// which must be in the reservation object; new work needs a new mapping. In bounded time end
     /// the mapping that there is: here, by [`Invalidation::unmap`], or later by
-    /// [`DynamicAttachment::unmap`], or by mapping anew.
+    /// [`DevresDynamicAttachment::unmap`], or by mapping anew.
     ///
     /// May sleep, but must not wait for fences, nor take a lock that is held while mapping.
     fn invalidate_mappings(&self, invalidation: &Invalidation<'_, Self>);
@@ -95,35 +101,9 @@ impl<T: DynamicImporter> Invalidation<'_, T> {
     }
 }
 
-/// One mapping of a dynamic attachment.
-///
-/// # Invariants
-///
-/// - `table` is a mapping of `attachment` with direction `dir`, which this owns.
-/// - It is dropped before the attachment is detached, and under the reservation lock.
-struct Table {
-    attachment: NonNull<bindings::dma_buf_attachment>,
-    table: NonNull<bindings::sg_table>,
-    dir: DataDirection,
-}
-
-impl Drop for Table {
-    fn drop(&mut self) {
-        // SAFETY: The mapping is ours, the attachment is still there, and the lock is held, by the
-        // type invariants.
-        unsafe {
-            bindings::dma_buf_unmap_attachment(
-                self.attachment.as_ptr(),
-                self.table.as_ptr(),
-                self.dir.into(),
-            )
-        };
-    }
-}
-
-/// What the reservation lock protects of a dynamic attachment.
+/// The mapping of a dynamic attachment, or none.
 #[derive(Default)]
-struct State {
+struct Current {
     table: Option<Table>,
     /// The buffer has moved since it was mapped.
     stale: bool,
@@ -134,10 +114,20 @@ struct State {
     unmap: bool,
 }
 
+/// What the reservation lock protects of a dynamic attachment.
+#[derive(Default)]
+struct State {
+    current: Current,
+    /// How many pins there are.
+    pins: usize,
+    /// It is detached.
+    gone: bool,
+}
+
 /// # Invariants
 ///
 /// - `raw` is an attachment of `dev` to `buf`, whose importer's private data this is, until
-///   [`Shutdown`] detaches it. It is null before, when nobody reads it.
+///   [`Shutdown`] sets `gone` and detaches it. It is null before, when nobody reads it.
 /// - `state` is only accessed under the reservation lock, by [`Self::with_state`].
 #[pin_data]
 struct Dynamic<T: DynamicImporter> {
@@ -146,8 +136,6 @@ struct Dynamic<T: DynamicImporter> {
     importer: T,
     buf: ARef<DmaBuf>,
     dev: ARef<Device>,
-    // Last: the fields above are dropped by code of the module.
-    _module: Option<ModuleRef>,
     // The exporter has a pointer to this.
     #[pin]
     _pin: PhantomPinned,
@@ -178,7 +166,7 @@ impl<T: DynamicImporter> Dynamic<T> {
         let locked = unsafe { LockedResv::from_raw((*(*attach).dmabuf).resv) };
 
         // SAFETY: The lock is held by the safety requirements.
-        unsafe { inner.with_state(|state| state.stale = true) };
+        unsafe { inner.with_state(|state| state.current.stale = true) };
         inner
             .importer
             .invalidate_mappings(&Invalidation { inner, locked });
@@ -208,15 +196,10 @@ impl<T: DynamicImporter> Dynamic<T> {
     /// The lock must be held.
     unsafe fn map(&self, dir: DataDirection) -> Result<Table> {
         let attachment = NonNull::new(self.raw()).ok_or(ENODEV)?;
-        // SAFETY: The attachment is valid by the type invariants, and the lock is held.
-        let table = unsafe { bindings::dma_buf_map_attachment(attachment.as_ptr(), dir.into()) };
 
-        // INVARIANT: The table is new. `Shutdown` ends it before the attachment is detached.
-        Ok(Table {
-            attachment,
-            table: NonNull::new(from_err_ptr(table)?).ok_or(ENOMEM)?,
-            dir,
-        })
+        // INVARIANT: `Shutdown` drops the table before it detaches.
+        // SAFETY: The attachment is valid by the type invariants, and the lock is held.
+        unsafe { Table::new(attachment, dir) }
     }
 
     /// Ends the mapping, or has the last user do so.
@@ -227,12 +210,12 @@ impl<T: DynamicImporter> Dynamic<T> {
     unsafe fn unmap(&self) {
         // SAFETY: The lock is held by the safety requirements.
         let table = unsafe {
-            self.with_state(|state| {
-                if state.users == 0 {
-                    return state.table.take();
+            self.with_state(|State { current, .. }| {
+                if current.users == 0 {
+                    return current.table.take();
                 }
-                state.stale = true;
-                state.unmap = true;
+                current.stale = true;
+                current.unmap = true;
                 None
             })
         };
@@ -244,49 +227,135 @@ impl<T: DynamicImporter> Dynamic<T> {
 
 /// Owns what there is of a dynamic attachment on the C side. Dropped with the last handle, or by
 /// the driver core when the device is unbound, even if handles have been leaked.
-struct Shutdown<T: DynamicImporter>(Arc<Dynamic<T>>);
+///
+/// It is not generic, and so what the driver core has of it is in this crate. That may be called
+/// when the importer's module is gone, if the last handle was dropped while the resources of the
+/// device were being released.
+///
+/// # Invariants
+///
+/// `inner` is from [`Arc::into_raw`] of an `Arc` of the type that `end` is for, and owned.
+struct Shutdown {
+    inner: NonNull<c_void>,
+    end: unsafe fn(NonNull<c_void>),
+    // Dropped last, when no code of the module is left to run for this.
+    _module: Option<ModuleRef>,
+}
 
-impl<T: DynamicImporter> Drop for Shutdown<T> {
-    fn drop(&mut self) {
-        let locked = self.0.buf.resv().lock();
+// SAFETY: It is that of a `Dynamic`, which is `Send` and `Sync`.
+unsafe impl Send for Shutdown {}
 
-        // SAFETY: The lock is held. There are no users: they hold it, too.
-        unsafe { self.0.unmap() };
-        drop(locked);
-        // SAFETY: The attachment is ours, and no mapping is left: who could make one has a handle
-        // and a device that is bound. When this returns, no callback runs or can come: exporters
-        // call them under the lock, for what is on the list.
-        unsafe { bindings::dma_buf_detach(self.0.buf.as_raw(), self.0.raw()) };
+// SAFETY: There are no methods that take a shared reference.
+unsafe impl Sync for Shutdown {}
+
+impl Shutdown {
+    fn new<T: DynamicImporter>(inner: Arc<Dynamic<T>>, module: Option<ModuleRef>) -> Self {
+        // INVARIANT: The function is for this type.
+        Self {
+            // SAFETY: The pointer of an `Arc` is not null.
+            inner: unsafe { NonNull::new_unchecked(Arc::into_raw(inner).cast_mut()) }.cast(),
+            end: end::<T>,
+            _module: module,
+        }
     }
+
+    /// Not inline, as what the driver core gets is to be compiled into this crate.
+    #[inline(never)]
+    fn register(self, dev: &Device<Bound>) -> Result<Devres<Self>> {
+        Devres::new(dev, self)
+    }
+}
+
+impl Drop for Shutdown {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants, and this is dropped once.
+        unsafe { (self.end)(self.inner) };
+    }
+}
+
+/// Ends an attachment.
+///
+/// # Safety
+///
+/// `inner` must be from [`Arc::into_raw`] of an `Arc<Dynamic<T>>` that was attached, and is
+/// consumed.
+unsafe fn end<T: DynamicImporter>(inner: NonNull<c_void>) {
+    // SAFETY: By the safety requirements.
+    let inner = unsafe { Arc::<Dynamic<T>>::from_raw(inner.as_ptr().cast()) };
+    let locked = inner.buf.resv().lock();
+
+    // SAFETY: The lock is held. There are no users: they hold it, too.
+    unsafe { inner.unmap() };
+    // SAFETY: As above.
+    let pins = unsafe {
+        inner.with_state(|state| {
+            state.gone = true;
+            replace(&mut state.pins, 0)
+        })
+    };
+    for _ in 0..pins {
+        // SAFETY: The pin was counted, so it is ours to give back. The lock is held.
+        unsafe { bindings::dma_buf_unpin(inner.raw()) };
+    }
+    drop(locked);
+    // SAFETY: The attachment is ours, and neither a mapping nor a pin is left, nor will be. When
+    // this returns, no callback runs or can come: exporters call them under the lock, for what is
+    // on the list.
+    unsafe { bindings::dma_buf_detach(inner.buf.as_raw(), inner.raw()) };
 }
 
 /// What a [`DynamicAttachment`] and its pins share.
 struct Handle<T: DynamicImporter> {
-    _shutdown: Devres<Shutdown<T>>,
+    shutdown: Devres<Shutdown>,
     inner: Arc<Dynamic<T>>,
+}
+
+impl<T: DynamicImporter> Handle<T> {
+    /// Whether the device is attached: since before it was bound this time it cannot be.
+    fn check(&self, dev: &Device<Bound>) -> Result {
+        if !ptr::eq(dev.as_raw(), self.inner.dev.as_raw()) {
+            return Err(EINVAL);
+        }
+        self.shutdown.try_access().map(|_| ()).ok_or(ENODEV)
+    }
 }
 
 /// The attachment of a device to a buffer that may move.
 ///
-/// It keeps one mapping, made by [`map`](Self::map), and ended by [`unmap`](Self::unmap), by the
-/// importer on invalidation, by mapping anew, or with the attachment. All that is done under the
-/// reservation lock, and addresses can only be read under it: those of a buffer that has moved
-/// cannot be taken for current ones.
+/// It keeps one mapping, made by [`map`](Self::map), and ended by
+/// [`unmap`](DevresDynamicAttachment::unmap), by the importer on invalidation, by mapping anew, or
+/// with the attachment. All that is done under the reservation lock, and addresses can only be read
+/// under it: those of a buffer that has moved cannot be taken for current ones.
 ///
 /// Dropping the attachment, or its last [`Pinned`] if there are such, takes the reservation lock;
 /// it must not be held.
 ///
-/// Lives no longer than the device is bound, by `'dev`.
+/// Lives no longer than the device is bound, by `'dev`. Where that cannot be proved to the
+/// compiler, [`into_devres`](Self::into_devres) makes what can be stored.
+///
+/// # Invariants
+///
+/// The device of `attachment` is `dev`, and has been bound since before it was attached.
 pub struct DynamicAttachment<'dev, T: DynamicImporter> {
-    handle: Arc<Handle<T>>,
-    _bound: PhantomData<&'dev Device<Bound>>,
+    attachment: DevresDynamicAttachment<T>,
+    dev: &'dev Device<Bound>,
 }
 
-// As for `Attachment`.
-impl<T: DynamicImporter> Drop for DynamicAttachment<'_, T> {
+impl<T: DynamicImporter> Deref for DynamicAttachment<'_, T> {
+    type Target = DevresDynamicAttachment<T>;
+
     #[inline]
-    fn drop(&mut self) {}
+    fn deref(&self) -> &Self::Target {
+        &self.attachment
+    }
 }
+
+/// A dynamic attachment that may outlive the binding of its device, to be stored in what a driver
+/// keeps, like the object that stands for the buffer.
+///
+/// It ends when the device is unbound, whatever mapping and pins there are, or when this and its
+/// pins have been dropped before. Dropping it takes the reservation lock; it must not be held.
+pub struct DevresDynamicAttachment<T: DynamicImporter>(Arc<Handle<T>>);
 
 impl DmaBuf {
     /// Attaches a device that can follow the buffer when it moves.
@@ -307,10 +376,11 @@ impl DmaBuf {
         let owner = unsafe { (*(*dev.as_raw()).driver).owner };
         // A module that owns the driver unbinds its devices before it goes, which detaches this.
         // Of another one's device it cannot know.
-        let module = if ptr::eq(owner, this_module::<T::OwnerModule>().as_ptr()) {
+        let ops = const { &Dynamic::<T>::OPS };
+        let module = if ptr::eq(owner, module_of(ops)) {
             None
         } else {
-            Some(ModuleRef::get::<T::OwnerModule>()?)
+            Some(ModuleRef::of(ops)?)
         };
         // INVARIANT: There is no attachment yet.
         let inner = Arc::pin_init(
@@ -320,7 +390,6 @@ impl DmaBuf {
                 importer,
                 buf: self.into(),
                 dev: dev.into(),
-                _module: module,
                 _pin: PhantomPinned,
             }),
             GFP_KERNEL,
@@ -332,7 +401,7 @@ impl DmaBuf {
             bindings::dma_buf_dynamic_attach(
                 self.as_raw(),
                 dev.as_raw(),
-                &Dynamic::<T>::OPS,
+                ops,
                 Arc::as_ptr(&inner).cast_mut().cast(),
             )
         })?;
@@ -342,33 +411,25 @@ impl DmaBuf {
         // SAFETY: As above.
         unsafe { *inner.raw.get() = raw };
 
-        let shutdown = Shutdown(inner.clone());
-        let handle = Handle {
-            _shutdown: Devres::new(dev, shutdown)?,
-            inner,
-        };
+        let shutdown = Shutdown::new(inner.clone(), module).register(dev)?;
 
+        // INVARIANT: The device is bound for all of `'dev`.
         Ok(DynamicAttachment {
-            handle: Arc::new(handle, GFP_KERNEL)?,
-            _bound: PhantomData,
+            attachment: DevresDynamicAttachment(Arc::new(Handle { shutdown, inner }, GFP_KERNEL)?),
+            dev,
         })
     }
 }
 
 impl<'dev, T: DynamicImporter> DynamicAttachment<'dev, T> {
-    /// The importer's state.
+    /// The device.
     #[inline]
-    pub fn importer(&self) -> &T {
-        &self.handle.inner.importer
+    pub fn device(&self) -> &'dev Device<Bound> {
+        self.dev
     }
 
-    /// The buffer.
-    #[inline]
-    pub fn buf(&self) -> &DmaBuf {
-        &self.handle.inner.buf
-    }
-
-    /// Makes sure that there is a current mapping; see [`with_table`](Self::with_table).
+    /// Makes sure that there is a current mapping; see
+    /// [`with_table`](DevresDynamicAttachment::with_table).
     ///
     /// One that is current and for the same direction is used again. Another one is ended.
     /// Moving the buffer may be under way: wait for the fences of
@@ -380,21 +441,69 @@ impl<'dev, T: DynamicImporter> DynamicAttachment<'dev, T> {
     /// buffer, [`EBUSY`] if another mapping is being read or made further up the call chain, and
     /// whatever the exporter fails with.
     pub fn map(&self, dir: DataDirection, locked: &LockedResv) -> Result {
-        check(dir)?;
+        self.attachment.map(self.dev, dir, locked)
+    }
+
+    /// Keeps the buffer where it is, for uses that cannot follow it, like scanout.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if `locked` is not the lock of the buffer, and whatever the exporter fails with.
+    pub fn pin<'l>(&'l self, locked: &'l LockedResv) -> Result<LockedPin<'l, 'dev, T>> {
+        Ok(LockedPin {
+            pin: self.attachment.pin(self.dev, locked)?,
+            _dev: PhantomData,
+        })
+    }
+
+    /// Makes what may outlive the binding: it can be mapped and pinned where the device is known to
+    /// be bound.
+    #[inline]
+    pub fn into_devres(self) -> DevresDynamicAttachment<T> {
+        self.attachment
+    }
+}
+
+impl<T: DynamicImporter> DevresDynamicAttachment<T> {
+    /// The importer's state.
+    #[inline]
+    pub fn importer(&self) -> &T {
+        &self.0.inner.importer
+    }
+
+    /// The buffer.
+    #[inline]
+    pub fn buf(&self) -> &DmaBuf {
+        &self.0.inner.buf
+    }
+
+    /// As [`DynamicAttachment::map`], for a device that is bound.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`DynamicAttachment::map`]; [`EINVAL`] if `dev` is another device, [`ENODEV`] if it
+    /// has been unbound since it was attached.
+    pub fn map(&self, dev: &Device<Bound>, dir: DataDirection, locked: &LockedResv) -> Result {
+        self.0.check(dev)?;
         locked.expect(self.buf().resv())?;
 
-        let inner = &self.handle.inner;
+        let inner = &self.0.inner;
         // SAFETY: The lock is held.
         let old = unsafe {
-            inner.with_state(|state| {
-                if !state.stale && state.table.as_ref().is_some_and(|table| table.dir == dir) {
+            inner.with_state(|State { current, gone, .. }| {
+                if *gone {
+                    return Err(ENODEV);
+                }
+                let same = current.table.as_ref().is_some_and(|table| table.dir == dir);
+
+                if !current.stale && same {
                     return Ok(None);
                 }
-                if state.users != 0 {
+                if current.users != 0 {
                     return Err(EBUSY);
                 }
-                state.users = 1;
-                Ok(Some(state.table.take()))
+                current.users = 1;
+                Ok(Some(current.table.take()))
             })
         }?;
         let Some(old) = old else {
@@ -408,11 +517,11 @@ impl<'dev, T: DynamicImporter> DynamicAttachment<'dev, T> {
 
         // SAFETY: The lock is held.
         unsafe {
-            inner.with_state(|state| {
+            inner.with_state(|State { current, .. }| {
                 // What became stale meanwhile was not this one: an exporter that moves the buffer
                 // does so before it makes the table.
-                *state = State::default();
-                state.table = Some(new?);
+                *current = Current::default();
+                current.table = Some(new?);
                 Ok(())
             })
         }
@@ -431,13 +540,13 @@ impl<'dev, T: DynamicImporter> DynamicAttachment<'dev, T> {
     ) -> Result<Option<R>> {
         locked.expect(self.buf().resv())?;
 
-        let inner = &self.handle.inner;
+        let inner = &self.0.inner;
         // SAFETY: The lock is held.
         let table = unsafe {
-            inner.with_state(|state| {
-                let table = state.table.as_ref().filter(|_| !state.stale)?;
+            inner.with_state(|State { current, .. }| {
+                let table = current.table.as_ref().filter(|_| !current.stale)?;
 
-                state.users += 1;
+                current.users += 1;
                 Some(table.table)
             })
         };
@@ -448,10 +557,10 @@ impl<'dev, T: DynamicImporter> DynamicAttachment<'dev, T> {
         let result = f(unsafe { SGTable::from_raw(table.as_ptr()) });
         // SAFETY: The lock is still held: it is borrowed.
         let table = unsafe {
-            inner.with_state(|state| {
-                state.users -= 1;
-                if state.users == 0 && state.unmap {
-                    core::mem::take(state).table
+            inner.with_state(|State { current, .. }| {
+                current.users -= 1;
+                if current.users == 0 && current.unmap {
+                    take(current).table
                 } else {
                     None
                 }
@@ -471,26 +580,37 @@ impl<'dev, T: DynamicImporter> DynamicAttachment<'dev, T> {
     pub fn unmap(&self, locked: &LockedResv) -> Result {
         locked.expect(self.buf().resv())?;
         // SAFETY: The lock is held.
-        unsafe { self.handle.inner.unmap() };
+        unsafe { self.0.inner.unmap() };
         Ok(())
     }
 
-    /// Keeps the buffer where it is, for uses that cannot follow it, like scanout.
+    /// As [`DynamicAttachment::pin`], for a device that is bound.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if `locked` is not the lock of the buffer, and whatever the exporter fails with.
-    pub fn pin<'l>(&'l self, locked: &'l LockedResv) -> Result<LockedPin<'l, 'dev, T>> {
+    /// Those of [`DynamicAttachment::pin`]; [`EINVAL`] if `dev` is another device, [`ENODEV`] if it
+    /// has been unbound since it was attached.
+    pub fn pin<'l>(
+        &'l self,
+        dev: &Device<Bound>,
+        locked: &'l LockedResv,
+    ) -> Result<DevresLockedPin<'l, T>> {
+        self.0.check(dev)?;
         locked.expect(self.buf().resv())?;
-        // SAFETY: The attachment is valid by the type invariants of `Dynamic`, and the lock is
-        // held.
-        to_result(unsafe { bindings::dma_buf_pin(self.handle.inner.raw()) })?;
+
+        let inner = &self.0.inner;
+
+        // SAFETY: The lock is held.
+        if unsafe { inner.with_state(|state| state.gone) } {
+            return Err(ENODEV);
+        }
+        // SAFETY: It is not detached as long as the lock is held, which it is.
+        to_result(unsafe { bindings::dma_buf_pin(inner.raw()) })?;
+        // SAFETY: The lock is held.
+        unsafe { inner.with_state(|state| state.pins += 1) };
         // INVARIANT: The buffer has been pinned just now, and the lock is held for all of `'l`.
-        Ok(LockedPin {
-            pinned: ManuallyDrop::new(Pinned {
-                handle: self.handle.clone(),
-                _bound: PhantomData,
-            }),
+        Ok(DevresLockedPin {
+            pinned: ManuallyDrop::new(DevresPinned(self.0.clone())),
             _attachment: self,
             _locked: locked,
         })
@@ -498,16 +618,10 @@ impl<'dev, T: DynamicImporter> DynamicAttachment<'dev, T> {
 }
 
 /// A buffer that is pinned. Dropping it does not take the lock.
-///
-/// # Invariants
-///
-/// The lock of the buffer is held for all of `'l`.
 #[must_use = "the buffer is unpinned at once when the pin is not used"]
 pub struct LockedPin<'l, 'dev, T: DynamicImporter> {
-    pinned: ManuallyDrop<Pinned<'dev, T>>,
-    // Keeps the attachment from being dropped under the lock.
-    _attachment: &'l DynamicAttachment<'dev, T>,
-    _locked: &'l LockedResv,
+    pin: DevresLockedPin<'l, T>,
+    _dev: PhantomData<&'dev Device<Bound>>,
 }
 
 impl<'dev, T: DynamicImporter> LockedPin<'_, 'dev, T> {
@@ -517,42 +631,116 @@ impl<'dev, T: DynamicImporter> LockedPin<'_, 'dev, T> {
     /// under the lock: `?` drops what was declared after the guard before the guard.
     #[inline]
     pub fn keep(self) -> Pinned<'dev, T> {
+        Pinned {
+            pinned: self.pin.keep(),
+            _dev: PhantomData,
+        }
+    }
+}
+
+/// A buffer that is pinned, as [`LockedPin`], by a [`DevresDynamicAttachment`].
+///
+/// # Invariants
+///
+/// The lock of the buffer is held for all of `'l`.
+#[must_use = "the buffer is unpinned at once when the pin is not used"]
+pub struct DevresLockedPin<'l, T: DynamicImporter> {
+    pinned: ManuallyDrop<DevresPinned<T>>,
+    // Keeps the attachment from being dropped under the lock.
+    _attachment: &'l DevresDynamicAttachment<T>,
+    _locked: &'l LockedResv,
+}
+
+impl<T: DynamicImporter> DevresLockedPin<'_, T> {
+    /// As [`LockedPin::keep`].
+    #[inline]
+    pub fn keep(self) -> DevresPinned<T> {
         // SAFETY: `self` is not dropped, and not touched again.
         unsafe { ManuallyDrop::take(&mut ManuallyDrop::new(self).pinned) }
     }
 }
 
-impl<T: DynamicImporter> Drop for LockedPin<'_, '_, T> {
+impl<T: DynamicImporter> Drop for DevresLockedPin<'_, T> {
     fn drop(&mut self) {
         // SAFETY: The field is not touched again.
-        let pinned = ManuallyDrop::new(unsafe { ManuallyDrop::take(&mut self.pinned) });
+        let pinned = unsafe { ManuallyDrop::take(&mut self.pinned) };
 
-        // SAFETY: `Pinned` owns a pin, which is given back here instead of by its drop. The lock is
-        // held by the type invariants.
-        unsafe { bindings::dma_buf_unpin(pinned.handle.inner.raw()) };
-        // SAFETY: `pinned` is not dropped, and not touched again. This is not the last reference:
-        // the attachment is borrowed.
-        drop(unsafe { ptr::read(&pinned.handle) });
+        // SAFETY: The lock is held by the type invariants. This is not the last handle: the
+        // attachment is borrowed.
+        unsafe { pinned.unpin() };
     }
 }
 
 /// A buffer that is pinned.
 ///
 /// Dropping it takes the reservation lock; it must not be held.
+pub struct Pinned<'dev, T: DynamicImporter> {
+    pinned: DevresPinned<T>,
+    _dev: PhantomData<&'dev Device<Bound>>,
+}
+
+impl<T: DynamicImporter> Pinned<'_, T> {
+    /// Makes what may outlive the binding.
+    #[inline]
+    pub fn into_devres(self) -> DevresPinned<T> {
+        self.pinned
+    }
+}
+
+/// A buffer that is pinned until the device is unbound, or this is dropped, to be stored in what a
+/// driver keeps.
+///
+/// Dropping it takes the reservation lock; it must not be held.
 ///
 /// # Invariants
 ///
-/// Owns one pin of the attachment.
-pub struct Pinned<'dev, T: DynamicImporter> {
-    handle: Arc<Handle<T>>,
-    _bound: PhantomData<&'dev Device<Bound>>,
+/// Owns one pin of the attachment, unless that is gone.
+pub struct DevresPinned<T: DynamicImporter>(Arc<Handle<T>>);
+
+impl<T: DynamicImporter> DevresPinned<T> {
+    /// Gives the pin back.
+    ///
+    /// # Safety
+    ///
+    /// The lock must be held, and this not be the last handle.
+    unsafe fn unpin(self) {
+        let this = ManuallyDrop::new(self);
+
+        // SAFETY: The lock is held by the safety requirements.
+        unsafe { this.end() };
+        // SAFETY: The field is moved out of what is not dropped.
+        drop(unsafe { ptr::read(&this.0) });
+    }
+
+    /// # Safety
+    ///
+    /// The lock must be held, and this be called once.
+    unsafe fn end(&self) {
+        let inner = &self.0.inner;
+        // SAFETY: The lock is held by the safety requirements.
+        let owned = unsafe {
+            inner.with_state(|state| {
+                // `Shutdown` has given all pins back.
+                if state.gone {
+                    return false;
+                }
+                state.pins -= 1;
+                true
+            })
+        };
+
+        if owned {
+            // SAFETY: The pin is ours by the type invariants, and the lock is held.
+            unsafe { bindings::dma_buf_unpin(inner.raw()) };
+        }
+    }
 }
 
-impl<T: DynamicImporter> Drop for Pinned<'_, T> {
+impl<T: DynamicImporter> Drop for DevresPinned<T> {
     fn drop(&mut self) {
-        let _locked = self.handle.inner.buf.resv().lock();
+        let _locked = self.0.inner.buf.resv().lock();
 
-        // SAFETY: The pin is ours by the type invariants, and the lock is held.
-        unsafe { bindings::dma_buf_unpin(self.handle.inner.raw()) };
+        // SAFETY: The lock is held.
+        unsafe { self.end() };
     }
 }

@@ -11,7 +11,8 @@ use super::{
         Memory, //
     },
     DmaBuf,
-    LockedResv, //
+    LockedResv,
+    Resv, //
 };
 
 use crate::{
@@ -27,7 +28,10 @@ use crate::{
         IoSysMap, //
     },
     mm::virt::VmaNew,
-    module::this_module,
+    module::{
+        module_of,
+        this_module, //
+    },
     prelude::*,
     sync::{
         aref::ARef,
@@ -39,7 +43,11 @@ use crate::{
     },
 };
 
-use core::marker::PhantomData;
+use core::{
+    any::TypeId,
+    marker::PhantomData,
+    ptr, //
+};
 
 /// A reference to the data of a buffer, as the callbacks of `T` get it.
 pub type BorrowedData<'a, T> = <<T as Exporter>::Data as ForeignOwnable>::Borrowed<'a>;
@@ -49,7 +57,7 @@ pub type BorrowedData<'a, T> = <<T as Exporter>::Data as ForeignOwnable>::Borrow
 /// Callbacks may run concurrently, unless the reservation lock keeps them apart: those that have an
 /// argument `locked` are called under it. Others are not, and may take it. All may sleep.
 ///
-/// The module that implements this stays loaded for as long as there are buffers.
+/// The module that this is compiled into stays loaded for as long as there are buffers.
 ///
 /// [`MemoryExporter`](super::MemoryExporter) implements all of it for ordinary memory.
 #[vtable]
@@ -115,6 +123,13 @@ pub trait Exporter: Sized + 'static {
         _attachment: &Attached<'_, Self>,
         _locked: &LockedResv,
     ) {
+    }
+
+    /// The reservation object of the buffer, if it is one of the exporter's: several buffers may
+    /// have the same, and the exporter may lock it without a buffer. Asked for once, in
+    /// [`export()`].
+    fn resv<'a>(_data: &'a BorrowedData<'_, Self>) -> Option<&'a Resv> {
+        None
     }
 
     /// The last reference to the buffer is gone.
@@ -193,14 +208,21 @@ pub fn export<T: Exporter>(
     }
 
     let private = data.into_foreign();
+    // SAFETY: The pointer is from above, and is not given back before the buffer is released.
+    let borrowed = unsafe { T::Data::borrow(private) };
+    // What is lent are references to the data, as all implementations of `ForeignOwnable` lend, and
+    // not something that would end here. The data stays borrowed until then, as by the callbacks.
+    let resv = T::resv(&borrowed).map_or(core::ptr::null_mut(), Resv::as_raw);
+    let table = const { &ExporterVTable::<T>::TABLE };
     let info = bindings::dma_buf_export_info {
         exp_name: T::NAME.as_char_ptr(),
-        owner: this_module::<T::OwnerModule>().as_ptr(),
-        ops: ops::<T>(),
+        // By where the operations are, whatever crate the type is of.
+        owner: module_of(table),
+        ops: &table.ops,
         size,
         // CAST: Only the lowest bits mean something.
         flags: flags as i32,
-        resv: core::ptr::null_mut(),
+        resv,
         priv_: private,
     };
 
@@ -320,12 +342,63 @@ fn direction(dir: bindings::dma_data_direction) -> Result<DataDirection> {
 /// The C functions for the operations of `T`.
 struct ExporterVTable<T: Exporter>(PhantomData<T>);
 
-/// The operations of `T`.
+/// The operations of an exporter in Rust, and which one it is. There may be several tables of the
+/// same exporter, in different modules.
+#[repr(C)]
+struct Table {
+    // First, so that a pointer to these is one to the table.
+    ops: bindings::dma_buf_ops,
+    exporter: fn() -> TypeId,
+    // Crates of one name have the same identities of types.
+    crate_of: *mut bindings::module,
+    release: unsafe fn(*mut bindings::dma_buf),
+}
+
+/// The `release` of all exporters in Rust, which is how they are told from others.
 ///
-/// Not inlined: all that asks for them in a module is to get the same address.
+/// # Safety
+///
+/// As of [`ExporterVTable`].
 #[inline(never)]
-pub(super) fn ops<T: Exporter>() -> &'static bindings::dma_buf_ops {
-    &ExporterVTable::<T>::OPS
+unsafe extern "C" fn release(dmabuf: *mut bindings::dma_buf) {
+    // SAFETY: The buffer is valid while this runs, and this is in no other table.
+    unsafe { ((*(*dmabuf).ops.cast::<Table>()).release)(dmabuf) };
+}
+
+/// Whether `buf` is one of an exporter in Rust, the one with this type of this crate.
+// Not generic, so that there is one `release` to compare with.
+#[inline(never)]
+fn is_of(buf: &DmaBuf, exporter: TypeId, crate_of: *mut bindings::module) -> bool {
+    // SAFETY: The buffer is valid. The exporter may write the field, but no exporter in Rust does.
+    let ops = unsafe { (&raw const (*buf.as_raw()).ops).read_volatile() };
+    // SAFETY: The operations live as long as the buffer.
+    let found = unsafe { (*ops).release }.map(|f| f as *const ());
+
+    if found != Some(release as *const ()) {
+        return false;
+    }
+
+    // SAFETY: What has this function is the first field of a table, which lives as long.
+    let table = unsafe { &*ops.cast::<Table>() };
+
+    (table.exporter)() == exporter && ptr::eq(table.crate_of, crate_of)
+}
+
+impl DmaBuf {
+    /// The exporter's data, if the buffer is one of `T`, wherever it was exported.
+    ///
+    /// An exporter that gets a buffer to import asks this first: what is its own already needs
+    /// neither an attachment nor a mapping. Not for a [`MemoryExporter`](super::MemoryExporter).
+    #[inline]
+    pub fn data<T: Exporter>(&self) -> Option<BorrowedData<'_, T>> {
+        let crate_of = this_module::<T::OwnerModule>().as_ptr();
+
+        if !is_of(self, TypeId::of::<T>(), crate_of) {
+            return None;
+        }
+        // SAFETY: The buffer is one of `T`, and not released while it is borrowed.
+        Some(unsafe { ExporterVTable::<T>::data(self.as_raw()) })
+    }
 }
 
 /// # Safety
@@ -333,6 +406,13 @@ pub(super) fn ops<T: Exporter>() -> &'static bindings::dma_buf_ops {
 /// For all functions here: they are only called by the dma-buf core, for buffers that [`export()`]
 /// made with the same `T`, and as the C header says.
 impl<T: Exporter> ExporterVTable<T> {
+    const TABLE: Table = Table {
+        ops: Self::OPS,
+        exporter: TypeId::of::<T>,
+        crate_of: this_module::<T::OwnerModule>().as_ptr(),
+        release: Self::release,
+    };
+
     const OPS: bindings::dma_buf_ops = {
         assert!(
             T::HAS_PIN == T::HAS_UNPIN,
@@ -353,7 +433,7 @@ impl<T: Exporter> ExporterVTable<T> {
             },
             map_dma_buf: Some(Self::map),
             unmap_dma_buf: Some(Self::unmap),
-            release: Some(Self::release),
+            release: Some(release),
             begin_cpu_access: if T::HAS_BEGIN_CPU_ACCESS {
                 Some(Self::begin_cpu_access)
             } else {
@@ -515,7 +595,7 @@ impl<T: Exporter> ExporterVTable<T> {
     /// # Safety
     ///
     /// See the `impl` block.
-    unsafe extern "C" fn release(dmabuf: *mut bindings::dma_buf) {
+    unsafe fn release(dmabuf: *mut bindings::dma_buf) {
         // SAFETY: The pointer is from `into_foreign()` in `export`; this is called once, when
         // nobody has a reference to the buffer any more.
         T::release(unsafe { T::Data::from_foreign((*dmabuf).priv_) });

@@ -30,8 +30,8 @@
 //!
 //! The rules of `Documentation/driver-api/dma-buf.rst`, section "Locking Convention", are types
 //! here. What needs the reservation lock takes a [`&LockedResv`](LockedResv), which only a
-//! [`ResvGuard`] or a callback that runs under the lock can give. What must not hold it takes none,
-//! and deadlocks if the lock is held all the same; lockdep tells.
+//! [`ResvGuard`], a [`ResvSet`] or a callback that runs under the lock can give. What must not hold
+//! it takes none, and deadlocks if the lock is held all the same; lockdep tells.
 //!
 //! # Contexts
 //!
@@ -41,9 +41,12 @@
 //! # Modules
 //!
 //! A module that calls these functions imports their namespace: `imports_ns: ["DMA_BUF"]` in
-//! [`module!`](macros::module). The modules that implement [`Exporter`], [`DynamicImporter`] and
-//! [`FenceCallback`] stay loaded for as long as the C side can call them.
+//! [`module!`](macros::module). The modules that have the code of an [`Exporter`], a
+//! [`DynamicImporter`] or a [`FenceCallback`] stay loaded for as long as the C side can call it:
+//! those in which it was compiled, which for generic code need not be those in which it is written,
+//! and whether or not their initialisation succeeds in the end.
 
+pub mod acquire;
 pub mod attachment;
 pub mod buf;
 pub mod cpu;
@@ -56,11 +59,17 @@ pub mod resv;
 pub mod sync_file;
 
 #[cfg(CONFIG_RUST_DMA_BUF_KUNIT_TEST)]
-mod tests;
+mod leak_tests;
+#[cfg(CONFIG_RUST_DMA_BUF_KUNIT_TEST)]
+#[doc(hidden)]
+pub mod tests;
 
 pub use self::{
+    acquire::ResvSet,
     attachment::{
         Attachment,
+        DevresAttachment,
+        DevresMapping,
         Mapping, //
     },
     buf::DmaBuf,
@@ -72,6 +81,9 @@ pub use self::{
         FenceContext, //
     },
     dynamic::{
+        DevresDynamicAttachment,
+        DevresLockedPin,
+        DevresPinned,
         DynamicAttachment,
         DynamicImporter, //
     },
@@ -86,6 +98,7 @@ pub use self::{
     },
     resv::{
         LockedResv,
+        OwnedResv,
         Resv,
         ResvGuard,
         Usage, //

@@ -114,8 +114,8 @@ impl Resv {
 
     /// Takes the lock, uninterruptibly.
     ///
-    /// There is no acquire context: to take the locks of several objects at a time, whose order is
-    /// not fixed by something else, is not supported.
+    /// No lock of another reservation object may be held: to take several there is
+    /// [`ResvSet`](super::ResvSet).
     #[inline]
     pub fn lock(&self) -> ResvGuard<'_> {
         // SAFETY: The object is initialised by the type invariants. Without an acquire context
@@ -238,6 +238,57 @@ impl Resv {
     }
 }
 
+/// A reservation object of one's own: what an exporter gives to several buffers, or to none.
+///
+/// See [`Exporter::resv`](super::Exporter::resv).
+///
+/// # Invariants
+///
+/// The object is initialised.
+#[pin_data(PinnedDrop)]
+pub struct OwnedResv {
+    // Others have its address.
+    #[pin]
+    inner: Opaque<bindings::dma_resv>,
+}
+
+// SAFETY: As for `Resv`.
+unsafe impl Send for OwnedResv {}
+
+// SAFETY: As for `Resv`.
+unsafe impl Sync for OwnedResv {}
+
+impl OwnedResv {
+    /// A reservation object without fences.
+    pub fn new() -> impl PinInit<Self> {
+        // INVARIANT: It is initialised here.
+        pin_init!(Self {
+            inner <- Opaque::ffi_init(|inner| {
+                // SAFETY: The memory is valid for writes.
+                unsafe { bindings::dma_resv_init(inner) }
+            }),
+        })
+    }
+}
+
+impl Deref for OwnedResv {
+    type Target = Resv;
+
+    #[inline]
+    fn deref(&self) -> &Resv {
+        // SAFETY: By the type invariants.
+        unsafe { Resv::from_raw(self.inner.get()) }
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for OwnedResv {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: It is initialised by the type invariants. Who has the lock has a reference.
+        unsafe { bindings::dma_resv_fini(self.inner.get()) };
+    }
+}
+
 /// The lock of a reservation object; given back when dropped.
 ///
 /// Dereferences to [`LockedResv`], which is what functions ask for that need the lock.
@@ -272,8 +323,9 @@ impl Drop for ResvGuard<'_> {
 
 /// A reservation object whose lock is held by the current task.
 ///
-/// A reference to it is the proof of that. It comes from a [`ResvGuard`], or is an argument of a
-/// callback that runs under the lock; the latter cannot give the lock back.
+/// A reference to it is the proof of that. It comes from a [`ResvGuard`] or a
+/// [`ResvSet`](super::ResvSet), or is an argument of a callback that runs under the lock; the
+/// latter cannot give the lock back.
 ///
 /// # Invariants
 ///

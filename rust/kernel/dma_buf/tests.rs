@@ -33,6 +33,7 @@ use crate::{
         Io,
         IoSysMap, //
     },
+    kthread,
     mm::virt::{
         flags as vm_flags,
         VmaNew, //
@@ -46,7 +47,8 @@ use crate::{
             Atomic,
             Relaxed, //
         },
-        Arc, //
+        Arc,
+        ArcBorrow, //
     },
     time::{
         delay::fsleep,
@@ -59,7 +61,7 @@ use crate::{
 const SIZE: usize = 3 * PAGE_SIZE;
 
 /// How often each operation was called, and which one is to fail next.
-struct Counts {
+pub(super) struct Counts {
     calls: [Atomic<u32>; OPS],
     fail: Atomic<u32>,
     /// Whether the exporter maps for a direction that was not asked for.
@@ -72,7 +74,7 @@ struct Counts {
 const OPS: usize = 13;
 
 #[derive(Copy, Clone)]
-enum Op {
+pub(super) enum Op {
     Attach,
     Detach,
     Pin,
@@ -89,7 +91,7 @@ enum Op {
 }
 
 impl Counts {
-    fn new() -> Result<Arc<Self>> {
+    pub(super) fn new() -> Result<Arc<Self>> {
         Ok(Arc::new(
             Self {
                 calls: [const { Atomic::new(0) }; OPS],
@@ -102,12 +104,12 @@ impl Counts {
         )?)
     }
 
-    fn of(&self, op: Op) -> u32 {
+    pub(super) fn of(&self, op: Op) -> u32 {
         self.calls[op as usize].load(Relaxed)
     }
 
     /// Whether each operation was called as often as is listed, and no other one.
-    fn are(&self, expected: &[(Op, u32)]) -> bool {
+    pub(super) fn are(&self, expected: &[(Op, u32)]) -> bool {
         (0..OPS).all(|op| {
             let expected = expected.iter().find(|(other, _)| *other as usize == op);
 
@@ -115,11 +117,11 @@ impl Counts {
         })
     }
 
-    fn fail_next(&self, op: Op) {
+    pub(super) fn fail_next(&self, op: Op) {
         self.fail.store(op as u32, Relaxed);
     }
 
-    fn note(&self, op: Op) {
+    pub(super) fn note(&self, op: Op) {
         self.calls[op as usize].fetch_add(1, Relaxed);
     }
 
@@ -139,9 +141,17 @@ impl Counts {
     }
 }
 
+/// What was attached and mapped once, and is not any more.
+const ENDED: &[(Op, u32)] = &[
+    (Op::Attach, 1),
+    (Op::Map, 1),
+    (Op::Unmap, 1),
+    (Op::Detach, 1),
+];
+
 /// What may have to wait for a work item: files are released by one, where there is no user space
 /// to return to.
-fn eventually(condition: impl Fn() -> bool) -> bool {
+pub(super) fn eventually(condition: impl Fn() -> bool) -> bool {
     for _ in 0..500 {
         if condition() {
             return true;
@@ -149,6 +159,31 @@ fn eventually(condition: impl Fn() -> bool) -> bool {
         fsleep(Delta::from_millis(10));
     }
     condition()
+}
+
+/// A library that is built in.
+pub struct Library;
+
+impl crate::ModuleMetadata for Library {
+    const NAME: &'static CStr = c"library";
+    const THIS_MODULE: ThisModule = {
+        // SAFETY: What is built in has no module.
+        unsafe { ThisModule::from_ptr(core::ptr::null_mut()) }
+    };
+}
+
+/// An exporter that is defined in another crate than the module that exports buffers of it.
+pub struct Region(pub Arc<Memory>);
+
+#[vtable]
+impl MemoryExporter for Region {
+    const NAME: &'static CStr = c"region";
+
+    type OwnerModule = Library;
+
+    fn memory(&self) -> &Arc<Memory> {
+        &self.0
+    }
 }
 
 /// How many bytes are mapped.
@@ -277,21 +312,21 @@ fn mock<const MOVES: bool>(counts: &Arc<Counts>, vmap_size: usize) -> Result<ARe
 }
 
 /// A buffer that stays where it is.
-fn fixed(counts: &Arc<Counts>) -> Result<ARef<DmaBuf>> {
+pub(super) fn fixed(counts: &Arc<Counts>) -> Result<ARef<DmaBuf>> {
     mock::<false>(counts, SIZE)
 }
 
 /// A buffer that may move.
-fn movable(counts: &Arc<Counts>) -> Result<ARef<DmaBuf>> {
+pub(super) fn movable(counts: &Arc<Counts>) -> Result<ARef<DmaBuf>> {
     mock::<true>(counts, SIZE)
 }
 
 /// A device that can do DMA. Tests run one after another, so its name is free.
-fn device() -> Result<faux::Registration> {
+pub(super) fn device() -> Result<faux::Registration> {
     faux::Registration::new_with_dma_mask(c"kunit_dma_buf", None, DmaMask::new::<64>())
 }
 
-fn bound(registration: &faux::Registration) -> &Device<Bound> {
+pub(super) fn bound(registration: &faux::Registration) -> &Device<Bound> {
     registration.as_ref().as_ref()
 }
 
@@ -307,9 +342,9 @@ fn vmap_may_fail() -> bool {
 }
 
 /// The mock importer.
-struct Follower {
-    counts: Arc<Counts>,
-    unmap: bool,
+pub(super) struct Follower {
+    pub(super) counts: Arc<Counts>,
+    pub(super) unmap: bool,
 }
 
 #[vtable]
@@ -327,6 +362,97 @@ impl DynamicImporter for Follower {
 impl Drop for Follower {
     fn drop(&mut self) {
         self.counts.note(Op::ImporterDrop);
+    }
+}
+
+/// An object that has a reservation object for all buffers that are made of it, as GEM's do.
+#[pin_data]
+struct Object {
+    #[pin]
+    resv: OwnedResv,
+    memory: Arc<Memory>,
+    buffers: Atomic<u32>,
+}
+
+impl Object {
+    fn new() -> Result<Arc<Self>> {
+        let memory = Memory::new(SIZE, GFP_KERNEL)?;
+
+        Arc::pin_init(
+            pin_init!(Self {
+                resv <- OwnedResv::new(),
+                memory,
+                buffers: Atomic::new(0),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    fn export(self: &Arc<Self>) -> Result<ARef<DmaBuf>> {
+        let buf = export::<ObjectExporter>(self.clone(), SIZE, flags::O_RDWR)?;
+
+        self.buffers.fetch_add(1, Relaxed);
+        Ok(buf)
+    }
+}
+
+struct ObjectExporter;
+
+#[vtable]
+impl Exporter for ObjectExporter {
+    const NAME: &'static CStr = c"object";
+
+    type Data = Arc<Object>;
+    type Attachment = ();
+
+    fn attach(_data: ArcBorrow<'_, Object>, _attachment: &NewAttachment<'_>) -> Result {
+        Ok(())
+    }
+
+    fn map<'a>(
+        data: BorrowedData<'a, Self>,
+        attachment: &Attached<'a, Self>,
+        dir: DataDirection,
+        _locked: &LockedResv,
+    ) -> Result<MappedTable<'a>> {
+        attachment.map(data.memory.clone(), dir)
+    }
+
+    fn resv<'a>(data: &'a ArcBorrow<'_, Object>) -> Option<&'a Resv> {
+        Some(&data.resv)
+    }
+
+    fn release(data: Arc<Object>) {
+        data.buffers.fetch_sub(1, Relaxed);
+    }
+}
+
+const LOCKER_TURNS: u32 = 200;
+
+/// A thread that takes all locks many times.
+struct Locker {
+    objects: [Arc<Object>; 3],
+    turns: Arc<Atomic<u32>>,
+    backwards: bool,
+}
+
+#[vtable]
+impl kthread::Thread for Locker {
+    fn run(self: KBox<Self>, _current: &kthread::Current) {
+        for _ in 0..LOCKER_TURNS {
+            let [a, b, c] = &self.objects;
+            let order = match self.backwards {
+                false => [&*a.resv, &*b.resv, &*c.resv],
+                true => [&*c.resv, &*b.resv, &*a.resv],
+            };
+            let Ok(set) = ResvSet::lock_interruptible(order) else {
+                return;
+            };
+
+            fsleep(Delta::from_micros(10));
+            drop(set);
+            self.turns.fetch_add(1, Relaxed);
+        }
     }
 }
 
@@ -429,19 +555,6 @@ mod suite {
     }
 
     #[test]
-    fn iter_finds_buffers_newest_first() -> Result {
-        let counts = Counts::new()?;
-        let first = fixed(&counts)?;
-        let second = fixed(&counts)?;
-        let mut order = DmaBuf::iter().filter(|buf| *buf == first || *buf == second);
-
-        assert!(order.next().is_some_and(|buf| buf == second));
-        assert!(order.next().is_some_and(|buf| buf == first));
-        assert!(order.next().is_none());
-        Ok(())
-    }
-
-    #[test]
     fn each_step_is_undone() -> Result {
         let counts = Counts::new()?;
         let device = device()?;
@@ -478,7 +591,7 @@ mod suite {
 
         // The buffer and the attachment are dropped, and still there.
         assert!(counts.are(&[(Op::Attach, 1), (Op::Map, 1)]));
-        assert!(mapping.attachment().buf().size() == SIZE);
+        assert!(mapping.buf().size() == SIZE);
         drop(mapping);
         assert!(eventually(|| counts.are(&[
             (Op::Attach, 1),
@@ -548,13 +661,15 @@ mod suite {
 
             core::mem::forget(buf.attach(bound(&device))?.map(DataDirection::ToDevice)?);
         }
-        // The device is gone, and so is its mapping.
+        // The device is gone, and so is its mapping; and its attachment, as exporters like those of
+        // videobuf2 do not end DMA before that is.
         assert!(counts.are(&[
             (Op::Attach, 1),
             (Op::Pin, 1),
             (Op::Map, 1),
             (Op::Unmap, 1),
-            (Op::Unpin, 1)
+            (Op::Unpin, 1),
+            (Op::Detach, 1)
         ]));
         {
             let device = device()?;
@@ -564,7 +679,7 @@ mod suite {
             core::mem::forget(attachment.map_locked(DataDirection::ToDevice, &locked)?);
             drop(locked);
         }
-        assert_eq!(counts.of(Op::Unmap), 2);
+        assert_eq!((counts.of(Op::Unmap), counts.of(Op::Detach)), (2, 2));
         {
             let device = device()?;
             let follower = Follower {
@@ -576,8 +691,7 @@ mod suite {
             attachment.map(DataDirection::ToDevice, &buf.resv().lock())?;
             core::mem::forget(attachment);
         }
-        assert_eq!(counts.of(Op::Unmap), 3);
-        assert_eq!(counts.of(Op::Detach), 1);
+        assert_eq!((counts.of(Op::Unmap), counts.of(Op::Detach)), (3, 3));
         buf.invalidate_mappings::<MockExporter<true>>(&buf.resv().lock())?;
         assert_eq!(counts.of(Op::Invalidate), 0);
 
@@ -686,20 +800,53 @@ mod suite {
         let buf = fixed(&counts)?;
         let attachment = buf.attach(bound(&device))?;
         let mapping = attachment.map(DataDirection::ToDevice)?.into_devres();
-        let attachment = attachment.into_devres()?;
+        let attachment = attachment.into_devres();
 
-        assert!(attachment.access_with(bound(&device), |attachment| *attachment.buf() == *buf)?);
-        assert!(mapping.access(bound(&device)).is_ok());
+        assert!(*attachment.buf() == *buf);
+        assert_eq!(bytes(mapping.table(bound(&device))?.iter()), SIZE);
+        assert!(
+            attachment
+                .map(bound(&device), DataDirection::ToDevice)
+                .err()
+                == Some(EBUSY)
+        );
         assert!(counts.are(&[(Op::Attach, 1), (Op::Map, 1)]));
         drop(device);
-        assert!(counts.are(&[
-            (Op::Attach, 1),
-            (Op::Map, 1),
-            (Op::Unmap, 1),
-            (Op::Detach, 1)
-        ]));
-        assert!(attachment.try_access_with(|_| ()).is_none());
-        assert!(mapping.try_access().is_none());
+        assert!(counts.are(ENDED));
+        // What is left of them does nothing.
+        drop(mapping);
+        drop(attachment);
+        assert!(counts.are(ENDED));
+        Ok(())
+    }
+
+    /// A device that is bound again is attached anew, or not at all.
+    #[test]
+    fn binding_again_does_not_attach() -> Result {
+        let counts = Counts::new()?;
+        let device = device()?;
+        let other = faux::Registration::new_with_dma_mask(c"other", None, DmaMask::new::<64>())?;
+        let buf = fixed(&counts)?;
+        let attachment = buf.attach(bound(&device))?;
+        let mapping = attachment.map(DataDirection::ToDevice)?.into_devres();
+        let attachment = attachment.into_devres();
+        let raw = bound(&device).as_raw();
+
+        assert!(mapping.table(bound(&other)).err() == Some(EINVAL));
+        // SAFETY: The device is registered, and nothing but this test uses its being bound.
+        unsafe { bindings::device_release_driver(raw) };
+        assert!(counts.are(ENDED));
+        // SAFETY: As above.
+        assert_eq!(unsafe { bindings::device_attach(raw) }, 1);
+        assert!(mapping.table(bound(&device)).err() == Some(ENODEV));
+        assert!(
+            attachment
+                .map(bound(&device), DataDirection::ToDevice)
+                .err()
+                == Some(ENODEV)
+        );
+        assert!(attachment.map(bound(&other), DataDirection::ToDevice).err() == Some(EINVAL));
+        assert!(counts.are(ENDED));
         Ok(())
     }
 
@@ -823,6 +970,165 @@ mod suite {
             (Op::Detach, 1),
             (Op::ImporterDrop, 2),
         ]));
+        Ok(())
+    }
+
+    /// What a driver keeps of an attachment in an object of its own may outlive the binding.
+    #[test]
+    fn unbinding_ends_a_stored_dynamic_attachment() -> Result {
+        for leak in [false, cfg!(not(CONFIG_DEBUG_KMEMLEAK))] {
+            let counts = Counts::new()?;
+            let device = device()?;
+            let buf = movable(&counts)?;
+            let follower = Follower {
+                counts: counts.clone(),
+                unmap: true,
+            };
+            let attachment = buf.attach_dynamic(bound(&device), follower)?.into_devres();
+            let other =
+                faux::Registration::new_with_dma_mask(c"other", None, DmaMask::new::<64>())?;
+            let raw = bound(&device).as_raw();
+            let to_device = DataDirection::ToDevice;
+            let (kept, dropped) = {
+                let locked = buf.resv().lock();
+
+                attachment.map(bound(&device), to_device, &locked)?;
+                assert!(attachment.map(bound(&other), to_device, &locked) == Err(EINVAL));
+                assert!(attachment.pin(bound(&other), &locked).err() == Some(EINVAL));
+                // Where something fails under the lock, it is not taken again.
+                drop(attachment.pin(bound(&device), &locked)?);
+
+                let kept = attachment.pin(bound(&device), &locked)?.keep();
+                let dropped = attachment.pin(bound(&device), &locked)?.keep();
+
+                (kept, dropped)
+            };
+
+            drop(dropped);
+            assert_eq!((counts.of(Op::Pin), counts.of(Op::Unpin)), (3, 2));
+            // SAFETY: The device is registered, and nothing but this test uses its being bound.
+            unsafe { bindings::device_release_driver(raw) };
+            assert_eq!((counts.of(Op::Map), counts.of(Op::Unmap)), (1, 1));
+            assert_eq!((counts.of(Op::Pin), counts.of(Op::Unpin)), (3, 3));
+            assert_eq!((counts.of(Op::Attach), counts.of(Op::Detach)), (1, 1));
+
+            // SAFETY: As above.
+            assert_eq!(unsafe { bindings::device_attach(raw) }, 1);
+            {
+                let locked = buf.resv().lock();
+
+                assert!(attachment.map(bound(&device), to_device, &locked) == Err(ENODEV));
+                assert!(attachment.pin(bound(&device), &locked).err() == Some(ENODEV));
+                assert!(attachment.with_table(&locked, |_| ())?.is_none());
+                attachment.unmap(&locked)?;
+            }
+            if leak {
+                core::mem::forget((kept, attachment));
+            } else {
+                drop(kept);
+                drop(attachment);
+                assert_eq!(counts.of(Op::ImporterDrop), 1);
+            }
+            assert_eq!((counts.of(Op::Pin), counts.of(Op::Unpin)), (3, 3));
+            assert_eq!((counts.of(Op::Attach), counts.of(Op::Detach)), (1, 1));
+        }
+        Ok(())
+    }
+
+    /// Several buffers may have one reservation object, that of the object they are parts of.
+    #[test]
+    fn buffers_share_a_reservation_object() -> Result {
+        let object = Object::new()?;
+        let (one, two) = (object.export()?, object.export()?);
+        let device = device()?;
+        let attached = (one.attach(bound(&device))?, two.attach(bound(&device))?);
+
+        assert_eq!(one.resv().as_raw(), object.resv.as_raw());
+        {
+            // One lock is that of either.
+            let locked = object.resv.lock();
+
+            assert!(two.resv().try_lock().is_none());
+            drop(attached.0.map_locked(DataDirection::ToDevice, &locked)?);
+            drop(attached.1.map_locked(DataDirection::ToDevice, &locked)?);
+        }
+        drop(attached);
+
+        // The fences are those of the object, and it outlives the buffers.
+        let work = FenceContext::new(c"kunit", c"kunit")?
+            .new_fence(DriverFenceAllocation::new(GFP_KERNEL)?);
+
+        one.resv().lock().add_fence(&work.fence(), Usage::Write)?;
+        assert!(!two.resv().is_signaled(Usage::Write));
+        drop((one, two));
+        assert!(eventually(|| object.buffers.load(Relaxed) == 0));
+        assert!(!object.resv.is_signaled(Usage::Write));
+        work.signal(Ok(()));
+        assert!(object.resv.is_signaled(Usage::Write));
+        Ok(())
+    }
+
+    #[test]
+    fn a_set_has_each_lock_once() -> Result {
+        let (one, two) = (Object::new()?, Object::new()?);
+        let other = Object::new()?;
+        let set = ResvSet::lock_interruptible([&*one.resv, &*two.resv, &*one.resv])?;
+
+        assert_eq!(set.iter().count(), 2);
+        assert!(set.get(&one.resv).is_some() && set.get(&two.resv).is_some());
+        assert!(set.get(&other.resv).is_none());
+        assert!(one.resv.try_lock().is_none() && two.resv.try_lock().is_none());
+        drop(set);
+        assert!(one.resv.try_lock().is_some() && two.resv.try_lock().is_some());
+        assert_eq!(ResvSet::lock_interruptible([])?.iter().count(), 0);
+        Ok(())
+    }
+
+    /// Two threads that take the same locks in opposite order both come to their end.
+    #[test]
+    fn sets_do_not_deadlock() -> Result {
+        let objects = [Object::new()?, Object::new()?, Object::new()?];
+        let turns = Arc::new(Atomic::new(0u32), GFP_KERNEL)?;
+        let mut threads = KVec::new();
+
+        for backwards in [false, true] {
+            let locker = KBox::new(
+                Locker {
+                    objects: objects.clone(),
+                    turns: turns.clone(),
+                    backwards,
+                },
+                GFP_KERNEL,
+            )?;
+
+            threads.push(kthread::spawn(c"kunit", locker)?, GFP_KERNEL)?;
+        }
+        assert!(eventually(|| turns.load(Relaxed) == 2 * LOCKER_TURNS));
+        drop(threads);
+        for object in &objects {
+            assert!(object.resv.try_lock().is_some());
+        }
+        Ok(())
+    }
+
+    /// An exporter knows its own buffers.
+    #[test]
+    fn data_of_the_exporter() -> Result {
+        let counts = Counts::new()?;
+        let (fixed, movable) = (fixed(&counts)?, movable(&counts)?);
+        let careless = export::<Careless>(
+            KBox::new(Memory::new(SIZE, GFP_KERNEL)?, GFP_KERNEL)?,
+            SIZE,
+            flags::O_RDWR,
+        )?;
+
+        assert!(fixed
+            .data::<MockExporter<false>>()
+            .is_some_and(|mock| { core::ptr::eq(&*mock.counts, &*counts) }));
+        assert!(fixed.data::<MockExporter<true>>().is_none());
+        assert!(movable.data::<MockExporter<true>>().is_some());
+        assert!(movable.data::<Careless>().is_none());
+        assert!(careless.data::<Careless>().is_some());
         Ok(())
     }
 
@@ -1106,6 +1412,9 @@ mod memory_suite {
     #[test]
     fn segments_fit_the_device() -> Result {
         let device = device()?;
+
+        // SAFETY: The device is registered, and nothing but this test uses it.
+        unsafe { (*bound(&device).as_raw()).dma_parms = core::ptr::null_mut() };
         // More than the 64 KiB that a device takes which says nothing else.
         let memory = Memory::new(64 * PAGE_SIZE, GFP_KERNEL)?;
         let data = KBox::new(Frame(memory), GFP_KERNEL)?;

@@ -27,7 +27,6 @@ use super::{
 use crate::{
     bindings,
     error::from_result,
-    module::this_module,
     prelude::*,
     sync::{
         Arc,
@@ -159,7 +158,6 @@ impl<T: Driver> Deref for Capture<T> {
 
 impl<T: Driver> Capture<T> {
     const FOPS: bindings::v4l2_file_operations = bindings::v4l2_file_operations {
-        owner: this_module::<<T as Driver>::OwnerModule>().as_ptr(),
         open: Some(bindings::v4l2_fh_open),
         release: Some(bindings::vb2_fop_release),
         read: Some(bindings::vb2_fop_read),

@@ -34,7 +34,6 @@ use crate::{
         from_result, //
     },
     media::lock_name,
-    module::this_module,
     prelude::*,
     static_lock_class,
     sync::{
@@ -134,7 +133,6 @@ impl<T: Driver> Deref for Device<T> {
 
 impl<T: Driver> Device<T> {
     const FOPS: bindings::v4l2_file_operations = bindings::v4l2_file_operations {
-        owner: this_module::<T::OwnerModule>().as_ptr(),
         open: Some(Self::open),
         release: Some(Self::release),
         poll: Some(bindings::v4l2_m2m_fop_poll),

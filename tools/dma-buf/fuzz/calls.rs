@@ -49,7 +49,7 @@ static CALLS: [Call; 47] = [
     call("rust.alloc", ALLOC, 4, rust_alloc),
     call("rust.sum", ALLOC, 4, rust_sum),
     call("rust.fill", ALLOC, 4, rust_fill),
-    call("rust.hold", ALLOC, 1, rust_hold),
+    call("test.hold", ALLOC, 1, test_hold),
     call("buf.sync", BUF, 8, buf_sync),
     call("buf.name", BUF, 6, buf_name),
     call("buf.export", BUF, 6, buf_export),
@@ -115,7 +115,7 @@ const SW_SYNC_DEADLINE: u32 = ioc(3, b'W', 2, 16);
 const RUST_ALLOC: u32 = ioc(1, b'|', 0x90, 8);
 const RUST_SUM: u32 = ioc(3, b'|', 0x91, 8);
 const RUST_FILL: u32 = ioc(1, b'|', 0x92, 16);
-const RUST_HOLD: u32 = ioc(1, b'|', 0x93, 16);
+const TEST_HOLD: u32 = ioc(1, b'|', 0x93, 16);
 
 /// Writes a number of any size into a structure.
 pub trait Put {
@@ -181,7 +181,7 @@ impl World {
 }
 
 fn device_open(w: &mut World, line: &mut Line) -> i64 {
-    let kinds = [System, Cma, Udmabuf, Rust];
+    let kinds = [System, Cma, Udmabuf, Rust, Test];
     let any = w.rng.pick(&kinds);
     let kind = w.wanted.filter(|kind| kinds.contains(kind)).unwrap_or(any);
     let path = kind.path().unwrap_or_default();
@@ -349,8 +349,8 @@ fn rust_fill(w: &mut World, line: &mut Line) -> i64 {
 }
 
 /// The reservation lock is held for no longer than it takes others to wait for it.
-fn rust_hold(w: &mut World, line: &mut Line) -> i64 {
-    let dev = w.fd(line, "dev", Rust);
+fn test_hold(w: &mut World, line: &mut Line) -> i64 {
+    let dev = w.fd(line, "dev", Test);
     let fd = w.fd(line, "fd", Buf);
     let millis = w.rng.pick(&[0, 1, 2, 10_001, u64::MAX]);
     let mut data = [0; 16];
@@ -358,7 +358,7 @@ fn rust_hold(w: &mut World, line: &mut Line) -> i64 {
     line.arg("ms", millis);
     data.put(0, u64::from(fd as u32).to_ne_bytes());
     data.put(8, millis.to_ne_bytes());
-    w.ioctl(line, dev, RUST_HOLD, &mut data)
+    w.ioctl(line, dev, TEST_HOLD, &mut data)
 }
 
 fn buf_sync(w: &mut World, line: &mut Line) -> i64 {

@@ -25,7 +25,7 @@
 //! With several threads, these share descriptors, and nothing is logged: the kernel's own log has
 //! to be looked at.
 //!
-//! It needs root, debugfs, and the modules rust_dma_buf, rust_vivid and rust_vim2m for the calls
+//! It needs root, debugfs, and the modules rust_dma_buf, dma_buf_test, rust_vivid and rust_vim2m for the calls
 //! that are theirs. It takes no more than some tens of MiB of buffers for each thread: calls by
 //! which the system heap would take all memory get no descriptor, see `takes_all_memory()`.
 //!

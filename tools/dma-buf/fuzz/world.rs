@@ -22,6 +22,7 @@ pub enum Kind {
     Cma,
     Udmabuf,
     Rust,
+    Test,
     Vivid,
     M2m,
     Memfd,
@@ -33,8 +34,9 @@ pub enum Kind {
 use Kind::*;
 
 impl Kind {
-    const ALL: [Kind; 13] = [
-        Buf, Sync, Timeline, System, Cma, Udmabuf, Rust, Vivid, M2m, Memfd, Epoll, Socket, Other,
+    const ALL: [Kind; 14] = [
+        Buf, Sync, Timeline, System, Cma, Udmabuf, Rust, Test, Vivid, M2m, Memfd, Epoll, Socket,
+        Other,
     ];
 
     /// The device that is always at the same place.
@@ -44,6 +46,7 @@ impl Kind {
             Cma => Some(c"/dev/dma_heap/default_cma_region"),
             Udmabuf => Some(c"/dev/udmabuf"),
             Rust => Some(c"/dev/rust-dma-buf"),
+            Test => Some(c"/dev/dma-buf-test"),
             Timeline => Some(c"/sys/kernel/debug/sync/sw_sync"),
             _ => None,
         }
@@ -82,7 +85,7 @@ impl Kind {
             Socket => &["socket.new"],
             Vivid => &["v4l2.open.vivid"],
             M2m => &["v4l2.open.m2m"],
-            System | Cma | Udmabuf | Rust => &["device.open"],
+            System | Cma | Udmabuf | Rust | Test => &["device.open"],
             Other => &[],
         }
     }

@@ -6,7 +6,7 @@ out=/bench/out
 programs=/bench/programs
 mkdir -p $out
 
-modprobe -a vgem vivid vim2m rust_dma_buf rust_vivid rust_vim2m || exit 1
+modprobe -a vgem vivid vim2m rust_dma_buf dma_buf_test rust_vivid rust_vim2m || exit 1
 
 # leaks: what kmemleak finds, in three scans. It ends itself when it is out of memory.
 leaks() {

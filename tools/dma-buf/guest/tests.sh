@@ -62,7 +62,7 @@ selftest() { cd $programs/dma-buf && "./$@"; }
 # What an ordinary user can do, given the devices.
 ordinary_user() {
 	local p rc=0
-	chmod 666 /dev/dma_heap/* /dev/udmabuf /dev/dri/* /dev/rust-dma-buf
+	chmod 666 /dev/dma_heap/* /dev/udmabuf /dev/dri/* /dev/rust-dma-buf /dev/dma-buf-test
 	cd $programs/dma-buf || return 2
 	for p in dmabuf dmabuf_fence dmabuf_text; do
 		setpriv --reuid 65534 --regid 65534 --clear-groups ./$p || rc=1
@@ -148,7 +148,7 @@ unload() {
 	local m
 	cat /sys/kernel/debug/dma_buf/bufinfo >/tmp/bufinfo
 	check "no buffer is left but what videobuf2 leaked" [ "$(buffers)" = "$leaked" ]
-	for m in vivid vim2m rust_dma_buf rust_vivid rust_vim2m; do
+	for m in vivid vim2m rust_dma_buf dma_buf_test rust_vivid rust_vim2m; do
 		check "$m unloads" modprobe -r $m
 	done
 	sed 's/^/# /' /tmp/bufinfo
@@ -267,7 +267,7 @@ compliance() {
 modprobe vivid n_devs=3 allocators=1,0,1
 modprobe vim2m
 modprobe vgem
-modprobe -a rust_dma_buf rust_vivid rust_vim2m
+modprobe -a rust_dma_buf dma_buf_test rust_vivid rust_vim2m
 [ ! -e /sys/kernel/debug/dma-api/all_errors ] || echo 1 >/sys/kernel/debug/dma-api/all_errors
 export -f fuzz kunit heaps udmabuf sync_suite selftest ordinary_user hold let_go text module
 export -f unload pipelines buffers check node cma_heap frames compliance kmemleak
@@ -302,7 +302,7 @@ suite module 60 bash -c module
 suite unload 60 bash -c unload
 # Last: videobuf2, the heaps and udmabuf leak, and break rules of the DMA API, when they are treated like
 # this, which "defects" has the figures of; and without memory the checks of the DMA API end themselves.
-modprobe -a vivid vim2m vgem rust_dma_buf rust_vivid rust_vim2m
+modprobe -a vivid vim2m vgem rust_dma_buf dma_buf_test rust_vivid rust_vim2m
 for i in all_errors num_errors; do
 	[ ! -e /sys/kernel/debug/dma-api/$i ] || echo 0 >/sys/kernel/debug/dma-api/$i
 done

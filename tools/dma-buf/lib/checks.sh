@@ -4,7 +4,7 @@
 CORE=drivers/dma-buf/rust
 
 # The objects of which the Rust files of the series are a part.
-RUST_OBJECTS=(rust/kernel $CORE/dma_buf drivers/dma-buf/tests/dma_buf_kunit
+RUST_OBJECTS=(rust/kernel $CORE/dma_buf drivers/dma-buf/tests/dma_buf_{kunit,test}
 	samples/rust/rust_{dma_buf,vivid,vim2m})
 
 # rust_tool OUT OBJECT TOOL OPTION...: run another tool with the options that the build in OUT gave
@@ -29,7 +29,7 @@ compile_checks() {
 	bad=()
 	(cd "$TREE" && rust_files >"$CACHE/rust-files" &&
 		in_tools rustfmt --check --edition 2021 --config-path .rustfmt.toml \
-			$(grep -E 'dma_buf(_kunit)?\.rs$|rust/kernel|samples' "$CACHE/rust-files")) \
+			$(grep -E 'dma_buf(_kunit|_test)?\.rs$|rust/kernel|samples' "$CACHE/rust-files")) \
 		>"$log/rustfmt.log" 2>&1 || bad=("see $log/rustfmt.log")
 	report $((n += 1)) rustfmt "${bad[@]}"
 

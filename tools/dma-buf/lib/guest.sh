@@ -41,8 +41,8 @@ boot_guest() {
 }
 
 # 4 GiB of memory: a test of udmabuf wants 2 GiB of huge pages, and one of videobuf2 a buffer of almost 4
-# GiB, which must not be possible. The contiguous memory is where a
-# device with 32 address bits, such as vivid, gets at it.
+# GiB, which must not be possible. The contiguous memory is where a device with 32 address bits, such as
+# vivid, gets at it.
 qemu() {
 	local limit=$1
 	shift

@@ -42,7 +42,7 @@ paths of the first frame before and after as PNG files (in --out DIR, default: a
 HELP
 		;;
 	test) cat <<'HELP'
-usage: run test [--core rust|c] [--only NAME]
+usage: run test [--core rust|c] [--only NAME] [--again]
 
 Runs every suite on both cores (or one of them) and says where they differ. --only: series, compile,
 kunit (on UML), matrix or guest. Exits with 0 if nothing failed. Logs are in the cache folder.
@@ -73,7 +73,8 @@ HELP
 usage: run matrix [--again] [NAME...]
 
 Builds what the series touches for other architectures and options: each kernel of config/matrix, or
-the ones with these names. A warning of what the series adds is a failure. What was built already from
+the ones with these names; before that, sees whether the options of the perf kernel survive. A warning
+in Rust, in a folder that the series touches, or of objtool is a failure. What was built already from
 the same content is not built again. Prints TAP; "run test" does it, too.
 HELP
 		;;
@@ -308,7 +309,7 @@ series_bisect() {
 }
 
 verb_clean() {
-	local mine=(build images "done" fuzz fuzz.key fuzz-calls coverage log programs programs.key results)
+	local mine=(build images "done" gallery fuzz fuzz.key fuzz-calls coverage log programs programs.key results)
 	mine+=(rustdoc demo scratch patches.new)
 	if [ -n "$1" ]; then
 		[ ! -e "$CACHE/edit.ready" ] || die "$CACHE/edit has an edit that is not imported" \

@@ -20,6 +20,7 @@ use crate::{
     bindings,
     error::to_result,
     media::lock_name,
+    module::module_of,
     prelude::*,
     static_lock_class,
     sync::Arc,
@@ -46,6 +47,8 @@ pub struct Node {
     vdev: Opaque<bindings::video_device>,
     #[pin]
     lock: Opaque<bindings::mutex>,
+    // As the owner depends on where the operations are.
+    fops: bindings::v4l2_file_operations,
     device: Arc<Device>,
 }
 
@@ -87,7 +90,8 @@ impl Node {
                 };
 
                 copy_name(name, &mut vdev.name)?;
-                vdev.fops = fops;
+                // SAFETY: This only makes a pointer to a field.
+                vdev.fops = unsafe { &raw const (*this.as_ptr()).fops };
                 vdev.ioctl_ops = ioctl_ops::<H>();
                 vdev.device_caps = caps;
                 vdev.vfl_dir = if H::M2M {
@@ -101,6 +105,10 @@ impl Node {
                 vdev.lock = unsafe { Opaque::cast_into(&raw const (*this.as_ptr()).lock) };
                 Ok::<(), Error>(())
             }),
+            fops: bindings::v4l2_file_operations {
+                owner: module_of(fops),
+                ..*fops
+            },
             device,
         })
     }

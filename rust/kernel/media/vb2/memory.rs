@@ -10,13 +10,12 @@ use crate::{
         Bound,
         Device, //
     },
-    devres::Devres,
     dma::DataDirection,
     dma_buf::{
         self,
         attachment::{
             DevresAttachment,
-            MappedBuffer, //
+            DevresMapping, //
         },
         cpu,
         CpuAccess,
@@ -59,10 +58,12 @@ use core::{
 /// A kind of memory that buffers are made of: their own, and that which is imported.
 ///
 /// All functions run in process context, and may sleep. The lock of the queue is held, but for
-/// [`mmap`](Self::mmap), where that of the address space is, and for access by the CPU. A plane is
+/// [`mmap`](Self::mmap), where that of the address space is, and inside of it `mmap_lock` of the
+/// queue; and for access by the CPU. What is dropped may be dropped with `mmap_lock`: memory of
+/// user space must not be touched. A plane is
 /// dropped by its last user, whoever that is. Functions that get a bound device are only called
 /// while it is; what they return may outlive the binding, so it has to give up by itself what needs
-/// it, as [`Devres`] does.
+/// it, as [`DevresAttachment`] does.
 ///
 /// C source: `struct vb2_mem_ops`. [`Pages`] implements it for ordinary memory.
 pub trait MemOps: Sized + 'static {
@@ -124,17 +125,10 @@ impl MemoryExporter for Exported {
 }
 
 /// A buffer to which a device that needs not be bound any more was attached.
-pub struct PagesAttachment {
-    // Dropped first: the attachment needs no reference, but user space may look.
-    attachment: DevresAttachment,
-    buf: ARef<DmaBuf>,
-}
+pub struct PagesAttachment(DevresAttachment);
 
 /// A buffer that is mapped for a device, for as long as that is bound.
-pub struct PagesMapping {
-    _mapped: Devres<MappedBuffer>,
-    buf: ARef<DmaBuf>,
-}
+pub struct PagesMapping(DevresMapping);
 
 impl MemOps for Pages {
     type Plane = Arc<Memory>;
@@ -149,8 +143,8 @@ impl MemOps for Pages {
         plane.mmap(vma)
     }
 
-    // What the buffer is made with has to be in this crate, not in the module of the driver, which
-    // may be gone before the buffer is.
+    // So that what the buffer is made with is in this crate, and not in the module of the driver,
+    // which the buffer would keep loaded.
     #[inline(never)]
     fn export(plane: ARef<Plane<Self>>, flags: u32) -> Result<ARef<DmaBuf>> {
         let data = KBox::new(Exported(plane), GFP_KERNEL)?;
@@ -168,10 +162,7 @@ impl MemOps for Pages {
         if size > buf.size() {
             return Err(EFAULT);
         }
-        Ok(PagesAttachment {
-            attachment: buf.attach(dev)?.into_devres()?,
-            buf: buf.into(),
-        })
+        Ok(PagesAttachment(buf.attach(dev)?.into_devres()))
     }
 
     fn map(
@@ -179,14 +170,7 @@ impl MemOps for Pages {
         dev: &Device<Bound>,
         dir: DataDirection,
     ) -> Result<Self::Mapping> {
-        let mapping = attachment.attachment.access_with(dev, |attachment| {
-            attachment.map(dir).map(|mapping| mapping.into_devres())
-        })??;
-
-        Ok(PagesMapping {
-            _mapped: mapping,
-            buf: attachment.buf.clone(),
-        })
+        Ok(PagesMapping(attachment.0.map(dev, dir)?))
     }
 
     fn access<A: cpu::Access>(plane: &Self::Plane) -> Result<Frame<'_, A>> {
@@ -194,7 +178,7 @@ impl MemOps for Pages {
     }
 
     fn access_mapped<A: cpu::Access>(mapping: &Self::Mapping) -> Result<Frame<'_, A>> {
-        Frame::of_buf(&mapping.buf)
+        Frame::of_buf(mapping.0.buf())
     }
 }
 
@@ -493,8 +477,8 @@ pub(in crate::media) fn mem_ops<M: MemOps, H: QueueHost>() -> &'static bindings:
 /// The C side calls these functions with what those before returned, or with NULL for a plane that
 /// has no memory yet, for buffers of queues of kind `H`; with the lock of the queue, so that an
 /// import is used by one call at a time. Only `mmap` and what ends a mapping are called with the
-/// lock of the address space in place of that; and `mmap` with `mmap_lock` of the queue, under which
-/// a plane is given its memory, and loses it.
+/// lock of the address space in place of that; and `mmap` with `mmap_lock` of the queue, under
+/// which a plane is given its memory, and loses it.
 struct Table<M, H>(PhantomData<(M, H)>);
 
 impl<M: MemOps, H: QueueHost> Table<M, H> {

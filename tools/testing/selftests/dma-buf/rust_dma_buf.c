@@ -294,17 +294,95 @@ TEST_F(sample, import_from_udmabuf)
 	close(udmabuf);
 }
 
-/* What it is for is in dmabuf_defects.c. */
-TEST_F(sample, hold)
-{
-	__u64 arg[2] = { self->fd, 10 };
+FIXTURE(driver) {
+	int dev;
+};
 
-	EXPECT_EQ(0, do_ioctl(self->dev, RUST_DMA_BUF_HOLD, arg));
+FIXTURE_SETUP(driver)
+{
+	self->dev = open(DMA_BUF_TEST, O_RDWR | O_CLOEXEC);
+	if (self->dev < 0)
+		SKIP(return, DMA_BUF_TEST ": %s (modprobe dma_buf_test)", strerror(errno));
+}
+
+FIXTURE_TEARDOWN(driver)
+{
+	if (self->dev >= 0)
+		close(self->dev);
+}
+
+static int delete_module(void)
+{
+	return syscall(SYS_delete_module, "dma_buf_test", O_NONBLOCK) ? -errno : 0;
+}
+
+static int modprobe(const char *arg)
+{
+	int status;
+	pid_t child = fork();
+
+	if (!child) {
+		execlp("modprobe", "modprobe", "dma_buf_test", arg, NULL);
+		_exit(127);
+	}
+
+	return waitpid(child, &status, 0) == child ? status : -errno;
+}
+
+/* What it is for is in dmabuf_defects.c. */
+TEST_F(driver, hold)
+{
+	int fd = do_ioctl(self->dev, DMA_BUF_TEST_REGION, NULL);
+	__u64 arg[2] = { fd, 10 };
+
+	ASSERT_GE(fd, 0);
+	EXPECT_EQ(0, do_ioctl(self->dev, DMA_BUF_TEST_HOLD, arg));
 	arg[1] = 10001;
-	EXPECT_EQ(-EINVAL, do_ioctl(self->dev, RUST_DMA_BUF_HOLD, arg));
+	EXPECT_EQ(-EINVAL, do_ioctl(self->dev, DMA_BUF_TEST_HOLD, arg));
 	arg[0] = -1ULL;
-	EXPECT_EQ(-EBADF, do_ioctl(self->dev, RUST_DMA_BUF_HOLD, arg));
-	EXPECT_EQ(0, sum(self->dev, self->fd));
+	EXPECT_EQ(-EBADF, do_ioctl(self->dev, DMA_BUF_TEST_HOLD, arg));
+	close(fd);
+}
+
+/* The operations of a buffer are in the module that exports it, wherever its type is defined. */
+TEST_F(driver, buffer_keeps_the_module)
+{
+	int fd = do_ioctl(self->dev, DMA_BUF_TEST_REGION, NULL);
+	unsigned char *map;
+
+	ASSERT_GE(fd, 0);
+	if (geteuid())
+		SKIP(return, "needs root, to unload the module");
+	close(self->dev);
+	self->dev = -1;
+	EXPECT_EQ(-EWOULDBLOCK, delete_module());
+	map = mmap(NULL, getpagesize(), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	ASSERT_NE(MAP_FAILED, map);
+	close(fd);
+	EXPECT_EQ(-EWOULDBLOCK, delete_module());
+	map[0] = 1;
+	munmap(map, getpagesize());
+	EXPECT_EQ(0, delete_module());
+	EXPECT_EQ(0, modprobe(NULL));
+}
+
+/* A module that has given a buffer away when its initialisation fails stays while that is there. */
+TEST_F(driver, failed_module_stays)
+{
+	int i;
+
+	if (geteuid())
+		SKIP(return, "needs root, to unload the module");
+	close(self->dev);
+	self->dev = -1;
+	for (i = 0; i < 3; i++) {
+		ASSERT_EQ(0, delete_module());
+		/* It is modprobe that gets the buffer, which is released when that has ended. */
+		EXPECT_EQ(0, modprobe("fail=1"));
+		EXPECT_EQ(-1, access(DMA_BUF_TEST, F_OK));
+	}
+	ASSERT_EQ(0, delete_module());
+	EXPECT_EQ(0, modprobe(NULL));
 }
 
 static void on_alarm(int sig)
@@ -328,7 +406,7 @@ static pid_t read_bufinfo(void)
 }
 
 /* Who reads bufinfo while a reservation is locked is interrupted, also behind another reader. */
-static void interrupted(struct __test_metadata *_metadata, int dev, int buf, bool behind)
+static void interrupted(struct __test_metadata *_metadata, int buf, bool behind)
 {
 	const struct itimerval often = {
 		.it_interval.tv_usec = 100000,
@@ -339,10 +417,13 @@ static void interrupted(struct __test_metadata *_metadata, int dev, int buf, boo
 	__u64 arg[2] = { buf, 3000 };
 	pid_t holder, reader = 0;
 	struct pollfd pfd = {};
+	int dev, fd, err, i;
 	char text[256];
-	int fd, err, i;
 	ssize_t ret;
 
+	dev = open(DMA_BUF_TEST, O_RDWR | O_CLOEXEC);
+	if (dev < 0)
+		SKIP(return, DMA_BUF_TEST ": %s (modprobe dma_buf_test)", strerror(errno));
 	fd = open(BUFINFO, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		SKIP(return, BUFINFO ": %s", strerror(errno));
@@ -350,7 +431,7 @@ static void interrupted(struct __test_metadata *_metadata, int dev, int buf, boo
 	holder = fork();
 	ASSERT_LE(0, holder);
 	if (!holder)
-		_exit(do_ioctl(dev, RUST_DMA_BUF_HOLD, arg) ? 1 : 0);
+		_exit(do_ioctl(dev, DMA_BUF_TEST_HOLD, arg) ? 1 : 0);
 
 	/* It may take a moment until the lock is held; until then bufinfo can be read. */
 	poll(&pfd, 0, 500);
@@ -377,16 +458,17 @@ static void interrupted(struct __test_metadata *_metadata, int dev, int buf, boo
 		EXPECT_EQ(0, i);
 	}
 	close(fd);
+	close(dev);
 }
 
 TEST_F(sample, bufinfo_interrupted)
 {
-	interrupted(_metadata, self->dev, self->fd, false);
+	interrupted(_metadata, self->fd, false);
 }
 
 TEST_F(sample, bufinfo_interrupted_behind)
 {
-	interrupted(_metadata, self->dev, self->fd, true);
+	interrupted(_metadata, self->fd, true);
 }
 
 TEST_HARNESS_MAIN
